@@ -1,0 +1,159 @@
+"""Every error that busline raises, in one tree.
+
+    BuslineError
+    ├── ConfigurationError              what was asked for cannot work; raised at startup, never later
+    ├── TransportError                  the broker, or the way to it
+    │   ├── ConnectionLost              the connection ended; nothing is known to have been accepted
+    │   ├── OutcomeUnknown              the confirmation was lost: the broker may or may not have the message
+    │   ├── QueueNotFound               (queue)
+    │   ├── QueueFull                   (queue, max_length)
+    │   ├── MessageTooLarge             (size, limit), in bytes
+    │   ├── LeaseLost                   the message is no longer ours; somebody else may be working on it
+    │   └── TransportClosed             used before open() or after aclose()
+    ├── CallError                       an `await bus.call()` that has no result
+    │   ├── CallTimeout                 (topic, timeout, state, where); also a TimeoutError
+    │   ├── NoHandler                   (topic, where): nobody ever declared the topic
+    │   ├── Unavailable                 the handler exists and declines to work now
+    │   ├── ReplyLost                   the way back was cut; the handler may have run
+    │   └── RemoteError                 (type, message, details): the handler raised
+    └── CodecError                      bytes that are not what they claim to be
+
+`Reject` and `RetryLater` stand beside the tree: a handler raises them as instructions, they report no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+CallState = Literal["queued", "started"]
+
+
+class BuslineError(Exception):
+    """The root of every error that busline raises."""
+
+
+class ConfigurationError(BuslineError):
+    """Something that was asked for cannot work here; the text says what to change."""
+
+
+class TransportError(BuslineError):
+    """The broker, or the way to it, failed."""
+
+
+class ConnectionLost(TransportError):
+    """The connection to the broker ended before the operation was accepted."""
+
+
+class OutcomeUnknown(TransportError):
+    """The broker's confirmation was lost: it may or may not have the message. Sending again may duplicate."""
+
+
+class QueueNotFound(TransportError):
+    """No queue of this name exists at the broker."""
+
+    def __init__(self, queue: str, where: str = "") -> None:
+        super().__init__(f"queue {queue!r} does not exist" + (f" at {where}" if where else ""))
+        self.queue = queue
+        self.where = where
+
+
+class QueueFull(TransportError):
+    """The queue holds as many messages as it may; nothing was stored."""
+
+    def __init__(self, queue: str, max_length: int) -> None:
+        super().__init__(f"queue {queue!r} is full ({max_length} messages)")
+        self.queue = queue
+        self.max_length = max_length
+
+
+class MessageTooLarge(TransportError):
+    """The message is larger than the bus or the broker takes. Sizes are bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the message has {size} bytes, the limit is {limit}; send a reference to the data instead")
+        self.size = size
+        self.limit = limit
+
+
+class LeaseLost(TransportError):
+    """The lease on a message ended before it was settled; the broker may have given it to somebody else."""
+
+
+class TransportClosed(TransportError):
+    """The transport was used before it was opened or after it was closed."""
+
+
+class CallError(BuslineError):
+    """A call ended without a result."""
+
+
+class CallTimeout(CallError, TimeoutError):
+    """No reply came before the deadline.
+
+    `state` is "started" where a worker reported that it had begun, else "queued". `where` names the broker.
+    """
+
+    def __init__(self, topic: str, timeout: float, state: CallState, where: str) -> None:
+        hint = (
+            "a worker had started it and did not finish in time"
+            if state == "started"
+            else "no worker had reported a start; is a worker of its service running?"
+        )
+        super().__init__(f"call to {topic!r} got no reply within {timeout:g} s at {where}: {hint}")
+        self.topic = topic
+        self.timeout = timeout
+        self.state: CallState = state
+        self.where = where
+
+
+class NoHandler(CallError):
+    """Nobody ever declared the topic at this broker, or the worker that was asked does not know it."""
+
+    def __init__(self, topic: str, where: str) -> None:
+        super().__init__(
+            f"nobody handles {topic!r} at {where}; has a worker with a handler for it ever been started there?"
+        )
+        self.topic = topic
+        self.where = where
+
+
+class Unavailable(CallError):
+    """The handler exists and declines to work at the moment."""
+
+
+class ReplyLost(CallError):
+    """The way back to the caller was cut while the call was in flight; the handler may have run."""
+
+
+class RemoteError(CallError):
+    """The handler raised an exception that is not registered on this side.
+
+    `type` is its registered code or class name, `message` its text, `details` what it carried (plain JSON).
+    """
+
+    def __init__(self, type: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{type}: {message}" if message else type)
+        self.type = type
+        self.message = message
+        self.details: Mapping[str, Any] = details or {}
+
+
+class CodecError(BuslineError):
+    """Bytes that are not the JSON, or the metadata, that they should be."""
+
+
+class Reject(Exception):  # noqa: N818 - an instruction from a handler, not an error
+    """Raised by a handler: dead-letter this message now, with `reason`, whatever the retry policy says."""
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryLater(Exception):  # noqa: N818 - an instruction from a handler, not an error
+    """Raised by a handler: try again after `delay` seconds; counts as an attempt."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(f"retry in {delay:g} s")
+        self.delay = delay

@@ -1,0 +1,137 @@
+"""The values that core and transports exchange. No I/O, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(slots=True)
+class Message:
+    """What travels. A driver carries every field, or refuses by its `Limits`; it never looks into `body` or `meta`.
+
+    Treated as immutable by everybody. Not frozen, because a frozen one costs twice as much to make.
+    """
+
+    topic: str
+    """Dotted name, e.g. "orders.create". Carried even when the message is sent straight to a queue."""
+    body: bytes
+    """The payload's JSON and nothing else."""
+    meta: str = ""
+    """busline's own metadata as one compact JSON string (see wire.py); "" for a message from elsewhere."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The user's own headers; any UTF-8."""
+    correlation_id: str | None = None
+    """Pairs a reply with its request; on a request it is unguessable and fresh per attempt."""
+    reply_to: str | None = None
+    """Inbox address that wants a reply; a message that has one is a call."""
+    priority: int = 0
+    """Higher is delivered first; 0 to `Limits.priorities`."""
+    delay: float = 0.0
+    """Seconds before it may be delivered, counted by the broker from acceptance."""
+    ttl: float | None = None
+    """Seconds until it is of no use. A hint: core checks the deadline itself when the message is received, so a
+    broker may drop an expired call (`reply_to` set) and must keep anything else."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message, handed to this process and leased to it until settled. Compared and hashed by identity."""
+
+    message: Message
+    queue: str
+    receipt: Any
+    """The driver's own; opaque to everybody else."""
+    deliveries: int = 1
+    """How often it was handed out, this time included, not counting those that were released again where the
+    broker can tell (`Limits.counts_deliveries`). Above 1 means that an earlier holder died or lost its lease."""
+    leased_until: float = 0.0
+    """Instant on the clock of `Clock.time()`; 0.0 where the broker knows no lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """What a queue should be. Attaching is declaring, or verifying, exactly this."""
+
+    name: str
+    service: str = ""
+    """Who declares it; a topic may move between two queues of one service, never silently between services."""
+    topics: frozenset[str] = frozenset()
+    """Topics owned by this queue: calls and jobs sent to the topic arrive here, and nowhere else."""
+    patterns: frozenset[str] = frozenset()
+    """Patterns of events of which this queue gets a copy (`*` one word, `#` any number)."""
+    ephemeral: bool = False
+    """Gone, with its messages, when the transport that attached it is closed or its process dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one queue at one broker, as configured, can do. Numbers, because "can delay" was never the question."""
+
+    max_delay: float
+    """Longest native `Message.delay`, seconds; inf = any, 0 = none."""
+    max_release_delay: float
+    """Longest native `release(delay=)`, seconds; 0 = at once only."""
+    lease: float | None
+    """Seconds that a delivery stays ours without `extend`; None = as long as the connection lives."""
+    max_lease: float
+    """Longest total time that extending can reach, seconds; inf = no end."""
+    priorities: int
+    """Highest `Message.priority`; 0 = the queue knows none."""
+    max_bytes: int
+    """Largest body plus metadata, bytes."""
+    max_batch: int
+    """Most messages that one `send` hands to the broker in one go; larger batches are cut by the driver."""
+    counts_deliveries: bool
+    """`Delivery.deliveries` is a count, and not just 1 or 2."""
+    fanout: bool
+    """`publish` reaches queues attached with patterns."""
+    ordered: bool
+    """Messages of equal priority are delivered in the order in which they were accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToQueue:
+    """Straight to a queue, whoever owns the topic."""
+
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToTopic:
+    """To the one queue that owns the topic, as recorded at the broker."""
+
+    topic: str
+
+
+Destination = ToQueue | ToTopic
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Do my consumers exist at the broker? `since` is an instant of `Clock.time()`."""
+
+    status: Literal["unknown", "healthy", "degraded", "down"]
+    since: float = 0.0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue at one moment."""
+
+    name: str
+    ready: int
+    """Could be delivered now."""
+    delayed: int
+    """Waiting for their time."""
+    leased: int
+    """Handed out and not settled."""
+    consumers: int
+    """Processes that consume it."""
+    topics: frozenset[str]
+    patterns: frozenset[str]
+    ephemeral: bool

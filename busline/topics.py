@@ -1,0 +1,52 @@
+"""Topics are dotted words; a pattern matches them word by word: `*` exactly one word, `#` any number, also none."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from busline.errors import ConfigurationError
+
+MAX_TOPIC_BYTES = 255
+"""AMQP 0-9-1 routing keys are short strings; the strictest broker sets the limit for all."""
+
+
+def check_topic(topic: str) -> str:
+    """Return `topic`, or raise ConfigurationError if no broker could carry it."""
+    if not topic or len(topic.encode()) > MAX_TOPIC_BYTES:
+        raise ConfigurationError(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes, this one has {len(topic.encode())}")
+    if is_pattern(topic):
+        raise ConfigurationError(f"topic {topic!r} is a pattern; only subscribers and routes take `*` and `#`")
+    if not all(topic.split(".")):
+        raise ConfigurationError(f"topic {topic!r} has an empty word between its dots")
+    return topic
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern`, or raise ConfigurationError: `*` and `#` stand for whole words."""
+    words = pattern.split(".")
+    if not pattern or len(pattern.encode()) > MAX_TOPIC_BYTES or not all(words):
+        raise ConfigurationError(f"{pattern!r} is not a pattern: dotted words, `*` for one word, `#` for any number")
+    for word in words:
+        if ("*" in word or "#" in word) and len(word) > 1:
+            raise ConfigurationError(f"in pattern {pattern!r}: {word!r} mixes a wildcard with text")
+    return pattern
+
+
+def is_pattern(topic: str) -> bool:
+    """Does any word of it stand for others?"""
+    return "*" in topic or "#" in topic
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    # Every word is matched with the dot before it, so that "#" can stand for no word at all, at any place.
+    parts = {"*": r"\.[^.]+", "#": r"(?:\.[^.]+)*"}
+    return re.compile("".join(parts.get(word, r"\." + re.escape(word)) for word in pattern.split(".")))
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Does `topic` match `pattern`?"""
+    if pattern == topic or pattern == "#":
+        return True
+    return is_pattern(pattern) and _compiled(pattern).fullmatch("." + topic) is not None
