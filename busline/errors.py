@@ -143,7 +143,7 @@ class CodecError(BuslineError):
     """Bytes that are not the JSON, or the metadata, that they should be."""
 
 
-class Reject(Exception):  # noqa: N818 - an instruction from a handler, not an error
+class Reject(Exception):
     """Raised by a handler: dead-letter this message now, with `reason`, whatever the retry policy says."""
 
     def __init__(self, reason: str = "rejected") -> None:
@@ -151,7 +151,7 @@ class Reject(Exception):  # noqa: N818 - an instruction from a handler, not an e
         self.reason = reason
 
 
-class RetryLater(Exception):  # noqa: N818 - an instruction from a handler, not an error
+class RetryLater(Exception):
     """Raised by a handler: try again after `delay` seconds; counts as an attempt."""
 
     def __init__(self, delay: float) -> None:
