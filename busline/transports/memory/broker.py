@@ -1,0 +1,148 @@
+"""The memory broker: queues by name, who owns which topic, what is bound to which pattern, and the addresses."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from busline.clock import Clock, SystemClock
+from busline.errors import ConfigurationError, MessageTooLarge, NoHandler, QueueNotFound
+from busline.message import Destination, Limits, Message, QueueSpec, ToTopic
+from busline.topics import matches
+from busline.transports.memory.queue import Queue, Stored, copy
+
+LEASE = 10.0
+"""Seconds that a delivery stays with its receiver, unless the broker is told otherwise."""
+PRIORITIES = 10
+MAX_BYTES = 128 * 1024 * 1024
+MAX_BATCH = 1000
+
+_MACHINE = SystemClock()
+
+
+def check(messages: Iterable[Message]) -> None:
+    """Raise `MessageTooLarge` or `ConfigurationError` for what no queue here takes."""
+    for message in messages:
+        size = len(message.body) + len(message.meta.encode())
+        if size > MAX_BYTES:
+            raise MessageTooLarge(size, MAX_BYTES)
+        if not 0 <= message.priority <= PRIORITIES:
+            raise ConfigurationError(f"priority {message.priority} is not one of the 0 to {PRIORITIES} of memory://")
+
+
+class MemoryBroker:
+    """What in production is another machine. `lease` in seconds; `seed` makes the shuffling repeatable."""
+
+    def __init__(
+        self, clock: Clock = _MACHINE, *, lease: float = LEASE, seed: int | None = None, name: str = ""
+    ) -> None:
+        self.clock = clock
+        self.lease = lease
+        self.where = f"memory://{name}"
+        self.queues: dict[str, Queue] = {}
+        self._random = random.Random(seed).random
+        self._owners: dict[str, Queue] = {}
+        self._inboxes: dict[str, Callable[[Message], None]] = {}
+
+    def limits(self) -> Limits:
+        """The same for every queue."""
+        return Limits(
+            max_delay=float("inf"),
+            max_release_delay=float("inf"),
+            lease=self.lease,
+            max_lease=float("inf"),
+            priorities=PRIORITIES,
+            max_bytes=MAX_BYTES,
+            max_batch=MAX_BATCH,
+            counts_deliveries=True,
+            fanout=True,
+            ordered=False,
+        )
+
+    def queue(self, name: str) -> Queue:
+        """The queue of this name; raises `QueueNotFound`."""
+        queue = self.queues.get(name)
+        if queue is None:
+            raise QueueNotFound(name, self.where)
+        return queue
+
+    def route(self, to: Destination) -> Queue:
+        """Where a message to `to` goes; raises `NoHandler` or `QueueNotFound`."""
+        if isinstance(to, ToTopic):
+            queue = self._owners.get(to.topic)
+            if queue is None:
+                raise NoHandler(to.topic, self.where)
+            return queue
+        return self.queue(to.queue)
+
+    def publish(self, topic: str, messages: Iterable[Message]) -> None:
+        """A copy of each to every queue with a pattern that matches."""
+        for queue in self.queues.values():
+            if any(matches(pattern, topic) for pattern in queue.spec.patterns):
+                queue.put(*(Stored(copy(message)) for message in messages))
+
+    def declare(self, spec: QueueSpec) -> bool:
+        """Make the queue what `spec` says; was it new? All is refused, or all is done."""
+        queue = self.queues.get(spec.name)
+        self._check_claims(spec)
+        if queue is None:
+            queue = self.queues[spec.name] = Queue(spec, self.clock, self.lease, self._random)
+            self._take_over(queue, spec)
+            return True
+        if queue.spec.ephemeral != spec.ephemeral:
+            raise ConfigurationError(f"queue {spec.name!r} exists with ephemeral={queue.spec.ephemeral}")
+        self._disown(queue)
+        self._take_over(queue, spec)
+        return False
+
+    def _check_claims(self, spec: QueueSpec) -> None:
+        for topic in spec.topics:
+            owner = self._owners.get(topic)
+            if owner is not None and owner.spec.name != spec.name and owner.spec.service != spec.service:
+                raise ConfigurationError(
+                    f"topic {topic!r} is owned by queue {owner.spec.name!r} of service {owner.spec.service!r}; "
+                    f"queue {spec.name!r} of service {spec.service!r} cannot own it as well"
+                )
+
+    def _take_over(self, queue: Queue, spec: QueueSpec) -> None:
+        queue.spec = spec
+        for topic in spec.topics:
+            before = self._owners.get(topic)
+            if before is not None:
+                before.spec = _without(before.spec, topic)
+            self._owners[topic] = queue
+
+    def _disown(self, queue: Queue) -> None:
+        for topic in queue.spec.topics:
+            del self._owners[topic]
+
+    def delete(self, name: str) -> None:
+        """The queue with its messages, topics and patterns; silent if there is none."""
+        queue = self.queues.pop(name, None)
+        if queue is not None:
+            self._disown(queue)
+            queue.destroy(lambda: QueueNotFound(name, self.where))
+
+    def open_address(self, on_reply: Callable[[Message], None]) -> str:
+        """A new inbox address, which nobody can guess."""
+        address = f"inbox-{uuid.uuid4().hex}"
+        self._inboxes[address] = on_reply
+        return address
+
+    def close_address(self, address: str) -> None:
+        """Nobody listens there any more; silent if nobody did."""
+        self._inboxes.pop(address, None)
+
+    def reply(self, address: str, message: Message) -> bool:
+        """Hand over a copy; False if nobody listens at `address`."""
+        on_reply = self._inboxes.get(address)
+        if on_reply is None:
+            return False
+        on_reply(copy(message))
+        return True
+
+
+def _without(spec: QueueSpec, topic: str) -> QueueSpec:
+    return replace(spec, topics=spec.topics - {topic})
