@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 from busline.errors import ConfigurationError
 
@@ -50,3 +52,22 @@ def matches(pattern: str, topic: str) -> bool:
     if pattern == topic or pattern == "#":
         return True
     return is_pattern(pattern) and _compiled(pattern).fullmatch("." + topic) is not None
+
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
+
+@dataclass(frozen=True, slots=True)
+class Topic(Generic[Req, Rep]):
+    """A topic with the types of its payload and its reply, shared by both sides: `Topic("orders.create", Cmd, Order)`.
+
+    `await bus.call(TOPIC, Cmd(...))` then knows that it returns an Order, and checks it.
+    """
+
+    name: str
+    request: type[Req]
+    reply: type[Rep]
+
+    def __post_init__(self) -> None:
+        check_topic(self.name)

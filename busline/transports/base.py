@@ -139,7 +139,7 @@ class Transport(Protocol):
 
     async def reply(self, address: str, message: Message) -> bool:
         """Send a reply; False if the caller is known to be gone. At most once, never kept, never raises for an
-        address that leads nowhere."""
+        address that leads nowhere. Raises `MessageTooLarge` before any I/O."""
 
     def health(self) -> Health:
         """Now, from memory, without I/O."""

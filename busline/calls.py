@@ -1,0 +1,122 @@
+"""The caller's side of `call`: one inbox per process, one table of pending calls, one wheel of deadlines.
+
+A pending call ends in exactly one of: its reply, its deadline, the loss of the way back, the caller's cancellation.
+Whichever comes first, its entry is gone from table and wheel when `ask` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from busline.clock import Clock
+from busline.errors import CallState, CallTimeout, CodecError, ReplyLost, TransportClosed
+from busline.message import Destination, Message
+from busline.telemetry import Stats, log
+from busline.transports.base import Inbox, Transport
+from busline.wheel import Wheel
+from busline.wire import new_id, reply_status
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    reply: asyncio.Future[Message]
+    state: CallState = "queued"
+    sender: asyncio.Task[object] | None = None
+    """The caller's task while it hands the call to the transport, which the deadline must be able to interrupt."""
+    expired: bool = False
+
+
+class Calls:
+    """Calls in flight from this process. `close` ends those that are left."""
+
+    def __init__(self, transport: Transport, clock: Clock, stats: Stats) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._stats = stats
+        self._pending: dict[str, _Pending] = {}
+        self._wheel: Wheel[str] = Wheel(clock, self._on_deadline)
+        self._inbox: Inbox | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def ask(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
+        """Send `message` and return the reply to it. Raises CallTimeout at `deadline`, ReplyLost if no reply can come
+        any more, and what sending raises. `timeout` is what the caller asked for, for the error's text."""
+        key = message.correlation_id = new_id()
+        pending = self._pending[key] = _Pending(asyncio.get_running_loop().create_future())
+        ticket = self._wheel.add(key, deadline)
+        try:
+            await self._send(to, message, pending)
+            return await pending.reply
+        except asyncio.CancelledError:
+            if pending.expired and pending.sender is not None and pending.sender.uncancel() == 0:
+                raise CallTimeout(message.topic, timeout, "queued", self._transport.where) from None
+            raise
+        except _Expired:
+            raise CallTimeout(message.topic, timeout, pending.state, self._transport.where) from None
+        finally:
+            del self._pending[key]
+            self._wheel.discard(key, ticket)
+
+    async def _send(self, to: Destination, message: Message, pending: _Pending) -> None:
+        pending.sender = asyncio.current_task()
+        inbox = self._inbox or await self._open()
+        await inbox.send(to, message)
+        if not pending.expired:
+            pending.sender = None
+
+    async def _open(self) -> Inbox:
+        async with self._opening:
+            if self._closed:
+                raise TransportClosed("the bus is closed")
+            if self._inbox is None:
+                self._inbox = await self._transport.open_inbox(self._on_reply, self._on_lost)
+            return self._inbox
+
+    async def close(self) -> None:
+        """Fail what is pending with ReplyLost and give the inbox up. Idempotent."""
+        self._closed = True
+        self._on_lost()
+        self._wheel.close()
+        if self._inbox is not None:
+            await self._inbox.aclose()
+
+    def _on_reply(self, message: Message) -> None:
+        pending = self._pending.get(message.correlation_id or "")
+        if pending is None or pending.reply.done():
+            self._stats.late_replies += 1
+            return
+        try:
+            started = reply_status(message) == "started"
+        except CodecError as error:
+            pending.reply.set_exception(error)
+            return
+        if started:
+            pending.state = "started"
+        else:
+            pending.reply.set_result(message)
+
+    def _on_deadline(self, key: str) -> None:
+        pending = self._pending.get(key)
+        if pending is None or pending.reply.done():
+            return
+        if pending.sender is not None:
+            pending.expired = True
+            pending.sender.cancel()
+        else:
+            pending.reply.set_exception(_Expired())
+
+    def _on_lost(self) -> None:
+        for pending in self._pending.values():
+            if not pending.reply.done():
+                pending.reply.set_exception(ReplyLost("the way back was lost; the handler may have run"))
+        if self._pending:
+            log.warning("%d calls lost their way back", len(self._pending), extra={"event": "replies_lost"})
+
+
+class _Expired(Exception):
+    """Between the wheel and `ask` only."""

@@ -1,0 +1,95 @@
+"""Python values to JSON and back: orjson and pydantic-core straight from and to bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+from busline.errors import CodecError, ConfigurationError
+
+NULL = b"null"
+
+
+def encode(payload: object) -> bytes:
+    """The payload's JSON. Takes pydantic models, dataclasses, what JSON has, and datetime, UUID, Decimal, set ….
+
+    NaN and infinities become null, as JSON knows none. Raises CodecError for what has no JSON form.
+    """
+    if payload is None:
+        return NULL
+    try:
+        if isinstance(payload, BaseModel):
+            return payload.__pydantic_serializer__.to_json(payload)
+        return _plain(payload)
+    except (PydanticSerializationError, RecursionError, ValueError, TypeError) as error:
+        raise CodecError(f"a {type(payload).__name__} cannot be sent as JSON: {error}") from error
+
+
+def _plain(payload: object) -> bytes:
+    try:
+        return orjson.dumps(payload, default=to_jsonable_python)
+    except orjson.JSONEncodeError:
+        # Keys that are not strings, integers beyond 64 bits: rare, and pydantic-core has an answer for them.
+        return to_json(payload, inf_nan_mode="null")
+
+
+def decode(body: bytes) -> Any:
+    """The JSON value in `body`; an empty body is None. Raises CodecError."""
+    try:
+        return orjson.loads(body or NULL)
+    except (orjson.JSONDecodeError, RecursionError) as error:
+        raise CodecError(f"the body is not JSON: {error}") from error
+
+
+def decoder(annotation: Any) -> Callable[[bytes], Any]:
+    """A function from bytes to a value of the annotated type; it raises pydantic's ValidationError or CodecError.
+
+    Raises ConfigurationError if pydantic cannot make anything of the annotation.
+    """
+    if annotation is Any or annotation is None:
+        return decode
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    except PydanticUserError as error:
+        raise ConfigurationError(f"{annotation!r} cannot be read from JSON: {error}") from error
+    validate = adapter.validate_json
+
+    def read(body: bytes) -> Any:
+        return validate(body or NULL)
+
+    return read
+
+
+@lru_cache(maxsize=1024)
+def _cached_decoder(annotation: Any) -> Callable[[bytes], Any]:
+    return decoder(annotation)
+
+
+def decode_as(annotation: Any, body: bytes) -> Any:
+    """The value in `body` as the annotated type; raises CodecError that says where it does not fit."""
+    try:
+        read = _cached_decoder(annotation)
+    except TypeError:  # an annotation that cannot be hashed cannot be cached either
+        read = decoder(annotation)
+    try:
+        return read(body)
+    except ValidationError as error:
+        raise CodecError(describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """pydantic's findings on one line, without the input values."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    places = (".".join(str(part) for part in item["loc"]) or "body" for item in found[:5])
+    text = "; ".join(f"{place}: {item['msg']}" for place, item in zip(places, found, strict=False))
+    return text + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def is_malformed(error: ValidationError) -> bool:
+    """Not even JSON, as opposed to JSON of the wrong shape."""
+    return any(item["type"] == "json_invalid" for item in error.errors(include_url=False, include_input=False))

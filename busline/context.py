@@ -1,0 +1,93 @@
+"""What a handler can know about the message it works on, and the verbs that carry its conversation on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from busline.message import Delivery, Job
+from busline.wire import Envelope
+
+
+class Verbs(Protocol):
+    """What a context needs of its bus."""
+
+    @property
+    def call(self) -> Callable[..., Awaitable[Any]]: ...
+    @property
+    def send(self) -> Callable[..., Awaitable[Job]]: ...
+    @property
+    def publish(self) -> Callable[..., Awaitable[None]]: ...
+
+
+class Context:
+    """One attempt at one message. Ask for it by annotation: `async def handler(cmd: Cmd, ctx: Context)`."""
+
+    __slots__ = ("_bus", "_delivery", "_envelope")
+
+    def __init__(self, bus: Verbs, delivery: Delivery, envelope: Envelope) -> None:
+        self._bus = bus
+        self._delivery = delivery
+        self._envelope = envelope
+
+    @property
+    def id(self) -> str:
+        """The message's id; the same in every attempt."""
+        return self._envelope.id
+
+    @property
+    def topic(self) -> str:
+        """The topic it was sent or published to."""
+        return self._delivery.message.topic
+
+    @property
+    def queue(self) -> str:
+        """The queue it came through."""
+        return self._delivery.queue
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The sender's own headers."""
+        return self._delivery.message.headers
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first; counts retries that we decided, not redeliveries."""
+        return self._envelope.attempt
+
+    @property
+    def redelivered(self) -> bool:
+        """The broker has handed out this attempt before: its earlier holder died or lost its lease."""
+        return self._delivery.deliveries > 1
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds since the epoch after which no caller waits any more; None for jobs and events."""
+        return self._envelope.deadline
+
+    @property
+    def correlation_id(self) -> str:
+        """The id of the message at the root of this conversation."""
+        return self._envelope.correlation_id or self._envelope.id
+
+    @property
+    def causation_id(self) -> str | None:
+        """The id of the message whose handling sent this one; None at the root."""
+        return self._envelope.causation_id
+
+    async def call(self, topic: Any, payload: Any = None, **options: Any) -> Any:
+        """`Bus.call` within this message's conversation and what is left of its deadline."""
+        return await self._bus.call(topic, payload, **options)
+
+    async def send(self, topic: Any, payload: Any = None, **options: Any) -> Job:
+        """`Bus.send` within this message's conversation."""
+        return await self._bus.send(topic, payload, **options)
+
+    async def publish(self, topic: Any, payload: Any = None, **options: Any) -> None:
+        """`Bus.publish` within this message's conversation."""
+        await self._bus.publish(topic, payload, **options)
+
+
+CURRENT: ContextVar[Context | None] = ContextVar("busline_context", default=None)
+"""The message that the running code works on; plain `bus.call()` inherits its conversation and deadline."""

@@ -1,0 +1,182 @@
+"""What a service offers, as declared; and, when it starts, the plan of queues that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from busline.binding import Binding
+from busline.errors import ConfigurationError
+from busline.message import QueueSpec
+from busline.retry import JOB_RETRY, NO_RETRY, Retry
+from busline.topics import check_pattern, check_topic
+
+DEAD_SUFFIX = ".dead"
+"""A queue's dead letters go to the queue of its name with this suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One decorated function: a handler of a topic, or a subscriber to a pattern."""
+
+    topic: str
+    """The topic, or the pattern of a subscriber."""
+    function: Callable[..., Any]
+    subscriber: bool = False
+    broadcast: bool = False
+    queue: str | None = None
+    retry: Retry | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name, as people see it and as a subscriber's queue is named."""
+        return getattr(self.function, "__name__", None) or type(self.function).__name__
+
+    def prefixed(self, prefix: str, retry: Retry | None) -> Declaration:
+        """The same under `prefix`, with `retry` where it has none of its own."""
+        topic = check_pattern(prefix + self.topic) if self.subscriber else check_topic(prefix + self.topic)
+        return replace(self, topic=topic, retry=self.retry or retry)
+
+
+@dataclass(slots=True, eq=False)
+class Handler:
+    """A declaration that is about to be served."""
+
+    declaration: Declaration
+    binding: Binding
+    call_retry: Retry
+    """For messages that a caller waits for."""
+    job_retry: Retry
+    """For all others."""
+
+
+@dataclass(slots=True, eq=False)
+class QueuePlan:
+    """One queue that a worker serves."""
+
+    spec: QueueSpec
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    """By topic."""
+    subscriber: Handler | None = None
+    """Of an event queue: takes whatever arrives."""
+
+    def find(self, topic: str) -> Handler | None:
+        """Who handles a message of `topic` on this queue, or None."""
+        return self.subscriber or self.handlers.get(topic)
+
+    @property
+    def dead_letters(self) -> QueueSpec | None:
+        """Where its dead letters go; an ephemeral queue has none, because nobody could look for it later."""
+        return None if self.spec.ephemeral else QueueSpec(self.spec.name + DEAD_SUFFIX, self.spec.service)
+
+
+class Plan:
+    """All queues of a service. Built once when a worker starts; raises ConfigurationError for what cannot be."""
+
+    def __init__(
+        self, declarations: Iterable[Declaration], *, service: str | None, retry: Retry | None, instance: str
+    ) -> None:
+        self._service = service
+        self._retry = retry
+        self._instance = instance
+        self._queues: dict[str, QueuePlan] = {}
+        for declaration in declarations:
+            self._add(declaration)
+
+    @property
+    def queues(self) -> Mapping[str, QueuePlan]:
+        """By name, in the order of declaration."""
+        return self._queues
+
+    def _add(self, declaration: Declaration) -> None:
+        retry = declaration.retry or self._retry
+        handler = Handler(
+            declaration,
+            Binding(declaration.function),
+            call_retry=declaration.retry or NO_RETRY,
+            job_retry=retry or JOB_RETRY,
+        )
+        if declaration.subscriber:
+            self._add_subscriber(declaration, handler)
+        else:
+            self._add_handler(declaration, handler)
+
+    def _add_handler(self, declaration: Declaration, handler: Handler) -> None:
+        name = declaration.queue or self._service
+        if not name:
+            raise ConfigurationError(
+                f"the handler of {declaration.topic!r} has no queue: give the bus a service=, whose queue it then uses"
+            )
+        plan = self._queues.setdefault(name, QueuePlan(QueueSpec(name, self._service or name)))
+        for other in self._queues.values():
+            if twin := other.handlers.get(declaration.topic):
+                raise ConfigurationError(
+                    f"topic {declaration.topic!r} has two handlers, {twin.declaration.name} and {declaration.name}"
+                )
+        if plan.subscriber:
+            raise ConfigurationError(f"queue {name!r} is the subscriber's {plan.subscriber.declaration.name}")
+        plan.handlers[declaration.topic] = handler
+        plan.spec = replace(plan.spec, topics=plan.spec.topics | {declaration.topic})
+
+    def _add_subscriber(self, declaration: Declaration, handler: Handler) -> None:
+        name = declaration.queue or self._subscriber_queue(declaration)
+        if name in self._queues:
+            raise ConfigurationError(
+                f"two subscribers, or a subscriber and a handler, want queue {name!r}: each subscriber has a queue of "
+                f"its own; rename {declaration.name} or give it queue="
+            )
+        if declaration.broadcast:
+            name = f"{name}.{self._instance}"
+        spec = QueueSpec(
+            name, self._service or name, patterns=frozenset({declaration.topic}), ephemeral=declaration.broadcast
+        )
+        self._queues[name] = QueuePlan(spec, subscriber=handler)
+
+    def _subscriber_queue(self, declaration: Declaration) -> str:
+        if not self._service:
+            raise ConfigurationError(
+                f"the subscriber {declaration.name} has no queue: give the bus a service=, or the subscriber a queue="
+            )
+        return f"{self._service}.{declaration.name}"
+
+
+class ErrorRegistry:
+    """Exception classes that travel as themselves, by code. Closed: what is not registered is never constructed."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Exception]] = {}
+        self._codes: dict[type[Exception], str] = {}
+
+    def add(self, code: str, cls: type[Exception]) -> None:
+        """Register `cls` under `code`; raises ConfigurationError if either is taken by another."""
+        if self._classes.get(code, cls) is not cls or self._codes.get(cls, code) != code:
+            raise ConfigurationError(f"error {code!r} or class {cls.__name__} is registered otherwise already")
+        self._classes[code] = cls
+        self._codes[cls] = code
+
+    def items(self) -> Iterable[tuple[str, type[Exception]]]:
+        """Codes and classes."""
+        return self._classes.items()
+
+    def describe(self, error: BaseException) -> tuple[str, str, dict[str, Any]]:
+        """Type, message and details under which `error` travels."""
+        code = self._codes.get(type(error))  # type: ignore[arg-type]  # a BaseException is simply not found
+        if code is None:
+            return type(error).__name__, str(error), {}
+        return code, str(error), {"args": list(error.args), "state": dict(vars(error))}
+
+    def rebuild(self, code: str, message: str, details: Mapping[str, Any]) -> Exception | None:
+        """The registered exception, or None.
+
+        Made without running its constructor, whose signature the other side need not share.
+        """
+        cls = self._classes.get(code)
+        if cls is None:
+            return None
+        args = details.get("args")
+        error = cls.__new__(cls)
+        error.args = tuple(args) if isinstance(args, list) else (message,)
+        if isinstance(state := details.get("state"), dict):
+            vars(error).update(state)
+        return error

@@ -1,0 +1,115 @@
+"""What happens to messages, told in one place: counters always, log lines where somebody should look.
+
+Log records carry stable fields in `extra`: `event`, `id`, `topic`, `queue`, and what the event adds. Never a payload.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from busline.message import Delivery
+from busline.outcome import Fault
+from busline.wire import Envelope
+
+log = logging.getLogger("busline")
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one bus since it was made."""
+
+    handled: int = 0
+    """Handlers that returned."""
+    failed: int = 0
+    """Handlers that raised."""
+    retried: int = 0
+    dead_lettered: int = 0
+    expired_calls: int = 0
+    """Calls dropped because nobody waited for them any more."""
+    replies_to_nobody: int = 0
+    """Replies whose caller was known to be gone."""
+    late_replies: int = 0
+    """Replies that came when their call had ended, or that belong to no call of ours."""
+    leases_lost: int = 0
+    released: int = 0
+    """Given back unfinished: unknown topics and shutdown."""
+
+
+class Telemetry:
+    """Counts and logs; core calls it at the few places where a message changes its state."""
+
+    __slots__ = ("stats",)
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+
+    def retried(self, delivery: Delivery, envelope: Envelope, error: BaseException, limit: int, delay: float) -> None:
+        """A failure that will be tried again."""
+        self.stats.failed += 1
+        self.stats.retried += 1
+        if log.isEnabledFor(logging.WARNING):
+            fields = _fields("retried", delivery, envelope, attempt=envelope.attempt, delay=delay)
+            log.warning(
+                "%s %s failed on attempt %d of %d, next in %.1f s: %s: %s",
+                *(delivery.message.topic, envelope.id, envelope.attempt, limit + 1, delay),
+                *(type(error).__name__, error),
+                extra=fields,
+            )
+
+    def failed(self, delivery: Delivery, envelope: Envelope, error: BaseException) -> None:
+        """A failure that is final."""
+        self.stats.failed += 1
+        log.error(
+            "%s %s failed for good on attempt %d: %s: %s",
+            *(delivery.message.topic, envelope.id, envelope.attempt, type(error).__name__, error),
+            extra=_fields("failed", delivery, envelope, attempt=envelope.attempt),
+            exc_info=error,
+        )
+
+    def answered(self, delivery: Delivery, envelope: Envelope, error: BaseException) -> None:
+        """A call whose caller gets the error: his to judge, so no alarm on this side."""
+        self.stats.failed += 1
+        log.info(
+            "%s %s answered with %s: %s",
+            *(delivery.message.topic, envelope.id, type(error).__name__, error),
+            extra=_fields("answered", delivery, envelope),
+        )
+
+    def dead_lettered(self, delivery: Delivery, envelope: Envelope, fault: Fault, where: str) -> None:
+        """A message that now waits in the queue `where` for somebody to look at it."""
+        self.stats.dead_lettered += 1
+        level = logging.INFO if fault.reason == "failed" else logging.WARNING  # `failed` has logged its error
+        log.log(
+            level,
+            "%s %s is a dead letter in %s (%s): %s",
+            *(delivery.message.topic, envelope.id, where, fault.reason, fault.message),
+            extra=_fields("dead_lettered", delivery, envelope, reason=fault.reason, dead_letter_queue=where),
+        )
+
+    def lease_lost(self, delivery: Delivery) -> None:
+        """A message that somebody else may be working on by now."""
+        self.stats.leases_lost += 1
+        log.warning(
+            "lost the lease on a message of %s from %s; its outcome is discarded",
+            *(delivery.message.topic, delivery.queue),
+            extra={"event": "lease_lost", "topic": delivery.message.topic, "queue": delivery.queue},
+        )
+
+    def unsettled(self, delivery: Delivery, error: BaseException) -> None:
+        """A message that could not be settled; the broker will deliver it again."""
+        log.error(
+            "could not settle a message of %s from %s, it will be delivered again: %s",
+            *(delivery.message.topic, delivery.queue, error),
+            extra={"event": "unsettled", "topic": delivery.message.topic, "queue": delivery.queue},
+        )
+
+
+def _fields(event: str, delivery: Delivery, envelope: Envelope, **more: object) -> dict[str, object]:
+    return {
+        "event": event,
+        "id": envelope.id,
+        "topic": delivery.message.topic,
+        "queue": delivery.queue,
+        **more,
+    }

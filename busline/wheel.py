@@ -1,0 +1,77 @@
+"""Many deadlines, one timer: keys that become due, gathered into buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+from busline.clock import Clock, Timer
+
+K = TypeVar("K", bound=Hashable)
+
+RESOLUTION = 0.01
+"""Width of a bucket, seconds: a key is reported up to this much late and never early."""
+
+
+class Wheel(Generic[K]):
+    """Adding and discarding cost a dict operation each; only the earliest bucket has a timer.
+
+    `on_due` is called in the event loop with each key whose instant has passed and that was not discarded.
+    """
+
+    __slots__ = ("_armed_for", "_buckets", "_clock", "_heap", "_on_due", "_timer")
+
+    def __init__(self, clock: Clock, on_due: Callable[[K], None]) -> None:
+        self._clock = clock
+        self._on_due = on_due
+        self._buckets: dict[int, dict[K, None]] = {}
+        self._heap: list[int] = []
+        self._timer: Timer | None = None
+        self._armed_for = 0
+
+    def add(self, key: K, at: float) -> int:
+        """Report `key` at the instant `at`; returns the ticket that `discard` wants."""
+        bucket = int(at / RESOLUTION) + 1
+        keys = self._buckets.get(bucket)
+        if keys is None:
+            keys = self._buckets[bucket] = {}
+            heappush(self._heap, bucket)
+            if self._timer is None or bucket < self._armed_for:
+                self._arm(bucket)
+        keys[key] = None
+        return bucket
+
+    def discard(self, key: K, ticket: int) -> None:
+        """Forget `key`; harmless if it was reported already."""
+        keys = self._buckets.get(ticket)
+        if keys is not None:
+            keys.pop(key, None)
+            if not keys:
+                del self._buckets[ticket]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._buckets.clear()
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, bucket: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_for = bucket
+        self._timer = self._clock.call_at(bucket * RESOLUTION, self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        passed = int(self._clock.time() / RESOLUTION)
+        while self._heap and (self._heap[0] <= passed or self._heap[0] not in self._buckets):
+            for key in self._buckets.pop(heappop(self._heap), ()):
+                self._on_due(key)
+        if self._heap and self._timer is None:
+            self._arm(self._heap[0])

@@ -1,0 +1,170 @@
+"""The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
+
+On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `correlation`,
+`causation`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields that this version does
+not know are kept when a message is sent on; a version that it does not know is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from secrets import token_hex
+from typing import Any, Literal
+
+import orjson
+
+from busline.codec import decode, encode
+from busline.errors import CodecError
+from busline.message import Message
+
+VERSION = 1
+ReplyStatus = Literal["ok", "error", "started"]
+
+
+def new_id() -> str:
+    """128 random bits as 32 hex digits: unguessable, so that nobody can answer a call that he has not seen."""
+    return token_hex(16)
+
+
+@dataclass(slots=True)
+class Envelope:
+    """What busline knows about one message, beside topic and body."""
+
+    id: str
+    sent_at: float
+    """When it was first sent; a retry keeps it."""
+    attempt: int = 1
+    deadline: float | None = None
+    """Of a call: after it nobody waits for the answer."""
+    expires_at: float | None = None
+    """Of a job or an event with a ttl: after it, it must not start."""
+    correlation_id: str = ""
+    """The id of the message at the root of the conversation."""
+    causation_id: str | None = None
+    """The id of the message whose handling sent this one."""
+    failure: dict[str, Any] | None = None
+    """Why it is a dead letter."""
+    unknown: dict[str, Any] = field(default_factory=dict)
+    """Fields of a later minor version, kept as they came."""
+
+    def encode(self) -> str:
+        """The string that travels as `Message.meta`; fields that say nothing are left out."""
+        fields: dict[str, Any] = {"v": VERSION, "id": self.id, "sent": self.sent_at}
+        if self.attempt != 1:
+            fields["attempt"] = self.attempt
+        if self.deadline is not None:
+            fields["deadline"] = self.deadline
+        if self.expires_at is not None:
+            fields["expires"] = self.expires_at
+        if self.correlation_id and self.correlation_id != self.id:
+            fields["correlation"] = self.correlation_id
+        if self.causation_id:
+            fields["causation"] = self.causation_id
+        if self.failure:
+            fields["failure"] = self.failure
+        if self.unknown:
+            fields = {**self.unknown, **fields}
+        return orjson.dumps(fields).decode()
+
+    def next_attempt(self) -> Envelope:
+        """The same message, to be tried once more."""
+        return replace(self, attempt=self.attempt + 1)
+
+    def dead(self, failure: dict[str, Any]) -> Envelope:
+        """The same message as a dead letter: nobody waits for it and it does not expire."""
+        return replace(self, failure=failure, deadline=None)
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "sent": (int, float),
+    "attempt": int,
+    "deadline": (int, float),
+    "expires": (int, float),
+    "correlation": str,
+    "causation": str,
+    "failure": dict,
+}
+
+
+def decode_envelope(message: Message, now: float) -> Envelope:
+    """Read `message.meta`; a message from elsewhere, without any, gets an envelope of its own.
+
+    Raises CodecError for anything that is not an envelope of our version.
+    """
+    if not message.meta:
+        return Envelope(id=message.correlation_id or new_id(), sent_at=now)
+    fields = _fields(message.meta)
+    ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
+    if not ident or attempt < 1:
+        raise CodecError("the busline header has no id, or an attempt below 1")
+    return Envelope(
+        ident,
+        fields.pop("sent", now),
+        attempt,
+        fields.pop("deadline", None),
+        fields.pop("expires", None),
+        fields.pop("correlation", ident),
+        fields.pop("causation", None),
+        fields.pop("failure", None),
+        fields,
+    )
+
+
+def _fields(meta: str) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(meta)
+    except (orjson.JSONDecodeError, RecursionError) as error:
+        raise CodecError(f"the busline header is not JSON: {error}") from error
+    if not isinstance(fields, dict) or (version := fields.pop("v", None)) != VERSION:
+        version = version if isinstance(fields, dict) else None
+        raise CodecError(f"the busline header is of version {version!r}, this side reads {VERSION}")
+    for name, value in fields.items():
+        expected = _TYPES.get(name)
+        if expected and (not isinstance(value, expected) or value is True or value is False):
+            raise CodecError(f"{name!r} in the busline header is a {type(value).__name__}")
+        if isinstance(value, float) and not isfinite(value):
+            raise CodecError(f"{name!r} in the busline header is not a finite number")
+    return fields
+
+
+_STATUS_META: dict[ReplyStatus, str] = {
+    status: orjson.dumps({"v": VERSION, "status": status}).decode() for status in ("ok", "error", "started")
+}
+_META_STATUS: dict[str, ReplyStatus] = {meta: status for status, meta in _STATUS_META.items()}
+
+
+def reply_to(request: Message, status: ReplyStatus, body: bytes) -> Message:
+    """The reply to `request`. Its body is the result's JSON, or the error's, or null for "started"."""
+    return Message(request.topic, body, _STATUS_META[status], correlation_id=request.correlation_id)
+
+
+def reply_status(reply: Message) -> ReplyStatus:
+    """What kind of reply it is; one without metadata, from elsewhere, is a result. Raises CodecError."""
+    if status := _META_STATUS.get(reply.meta):
+        return status
+    if not reply.meta:
+        return "ok"
+    named = _fields(reply.meta).get("status")
+    for status in _STATUS_META:
+        if status == named:
+            return status
+    raise CodecError(f"a reply has the status {named!r}, which this side does not know")
+
+
+def encode_error(type: str, message: str, details: dict[str, Any]) -> bytes:
+    """The body of an error reply; details that have no JSON form are left out rather than the error."""
+    try:
+        return encode({"type": type, "message": message, "details": details})
+    except CodecError:
+        return encode({"type": type, "message": message.encode(errors="replace").decode(), "details": {}})
+
+
+def decode_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
+    """Type, message and details of an error reply. Raises CodecError."""
+    error = decode(body)
+    if not isinstance(error, dict) or not isinstance(error.get("type"), str):
+        raise CodecError("an error reply has no type")
+    details = error.get("details")
+    return error["type"], str(error.get("message", "")), details if isinstance(details, dict) else {}

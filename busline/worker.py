@@ -1,0 +1,175 @@
+"""The worker: serves all queues of a bus inside `async with bus.worker(...)`, and leaves in good order.
+
+The order of leaving, so that no message is lost, delayed or counted as failed by it:
+
+    1. stop fetching: consumers are resized to nothing, idle slots end
+    2. give back what was delivered and had not begun, without counting an attempt
+    3. wait for the handlers that run, up to `drain_timeout`; their leases are still kept
+    4. cancel those that are left, and give their messages back
+    5. close the consumers
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio import CapacityLimiter, create_task_group
+from anyio.abc import TaskGroup
+
+from busline.errors import BuslineError, ConfigurationError
+from busline.handling import Services
+from busline.message import Delivery
+from busline.registry import Plan, QueuePlan
+from busline.slots import QueueSlots
+from busline.telemetry import log
+from busline.wheel import Wheel
+from busline.wire import reply_to
+
+CANCEL_TIMEOUT = 5.0
+"""Seconds that cancelled handlers have to end before the worker leaves without them."""
+
+
+class Worker:
+    """Consumes while it is entered. Made by `Bus.worker`; may be entered once."""
+
+    def __init__(
+        self, plan: Plan, services: Services, *, concurrency: int, prefetch: int, drain_timeout: float
+    ) -> None:
+        self._queues = [
+            QueueSlots(queue, services, count=concurrency, prefetch=prefetch) for queue in plan.queues.values()
+        ]
+        self._services = services
+        services.threads = CapacityLimiter(max(1, concurrency * len(self._queues)))
+        services.notices = Wheel(services.clock, self._announce)
+        self._drain_timeout = drain_timeout
+        self._started: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._tasks: TaskGroup | None = None
+        self._stop = anyio.Event()
+
+    @property
+    def queues(self) -> Sequence[QueuePlan]:
+        """What it serves."""
+        return [queue.plan for queue in self._queues]
+
+    @property
+    def running(self) -> int:
+        """Messages being handled now."""
+        return sum(queue.running for queue in self._queues)
+
+    async def __aenter__(self) -> Self:
+        if self._task is not None:
+            raise ConfigurationError("a worker is entered once; make another with bus.worker()")
+        if not self._queues:
+            raise ConfigurationError(
+                "this bus has no handlers and no subscribers: has the module that declares them been imported?"
+            )
+        self._started = asyncio.get_running_loop().create_future()
+        # A task of its own, so that the worker may be entered and left by different tasks, as test fixtures do.
+        self._task = asyncio.create_task(self._run(self._started), name="busline worker")
+        try:
+            await self._started
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        await self.wait()
+
+    def stop(self) -> None:
+        """Begin to leave; `wait` returns when that is done. May be called again, and from a signal handler."""
+        self._stop.set()
+
+    def abort(self) -> None:
+        """Leave now: cancel the handlers instead of waiting for them; their messages are given back."""
+        self._drain_timeout = 0.0
+        self.stop()
+        for queue in self._queues:
+            queue.cancel()
+
+    async def wait(self) -> None:
+        """Until the worker has left. Raises what made it leave unasked, for example TransportClosed."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _run(self, started: asyncio.Future[None]) -> None:
+        try:
+            for queue in self._queues:
+                await queue.attach()
+        except BaseException as error:
+            await self._close()
+            if started.done() or not isinstance(error, Exception):
+                raise
+            started.set_exception(error)
+            return
+        try:
+            async with create_task_group() as tasks:
+                self._tasks = tasks
+                for queue in self._queues:
+                    tasks.start_soon(queue.run, name=f"busline queue {queue.plan.spec.name}")
+                tasks.start_soon(self._leave, tasks, name="busline drain")
+                if not started.done():
+                    started.set_result(None)
+        except BaseExceptionGroup as group:
+            raise _single(group) from None
+        finally:
+            await self._close()
+
+    async def _leave(self, tasks: TaskGroup) -> None:
+        await self._stop.wait()
+        for queue in self._queues:
+            await queue.stop_fetching()
+        if await self._settled(self._drain_timeout):
+            return
+        log.warning(
+            "%d handlers still run after %.0f s and are cancelled",
+            *(self.running, self._drain_timeout),
+            extra={"event": "drain_timeout", "running": self.running},
+        )
+        for queue in self._queues:
+            queue.cancel()
+        if not await self._settled(CANCEL_TIMEOUT):
+            tasks.cancel_scope.cancel()
+
+    async def _settled(self, timeout: float) -> bool:
+        with anyio.move_on_after(timeout):
+            for queue in self._queues:
+                await queue.ended.wait()
+            return True
+        return False
+
+    async def _close(self) -> None:
+        self._services.notices.close()
+        for queue in self._queues:
+            try:
+                await queue.aclose()
+            except BuslineError as error:
+                log.warning("closing a consumer failed: %s", error, extra={"event": "close_failed"})
+
+    def _announce(self, delivery: Delivery) -> None:
+        """Tell the caller of a long call that it has been started, so that its timeout can say so."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self._send_notice, delivery, name="busline notice")
+
+    async def _send_notice(self, delivery: Delivery) -> None:
+        message = delivery.message
+        try:
+            await self._services.transport.reply(message.reply_to or "", reply_to(message, "started", b"null"))
+        except BuslineError as error:
+            log.info("a start could not be reported: %s", error, extra={"event": "notice_failed"})
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error in nested groups of one, or the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
