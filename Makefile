@@ -1,0 +1,53 @@
+# The doors of this project. `make` alone prints them; people and CI use the same ones.
+# All that is needed beforehand is Python 3.11 or later with pip; the rest goes into .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+URL ?=
+BIN := .venv/bin
+
+# pyright ships inside its package; without this it would look for a newer release on every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## print these doors
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: .venv/installed ## four workers, one of them killed, and the count of what was lost; URL=… for another broker
+	@$(BIN)/busline demo $(URL)
+
+test: .venv/developed ## lint, types and all tests
+	@status=0; \
+	$(MAKE) --no-print-directory check || status=$$?; \
+	$(BIN)/python -m pytest || status=$$?; \
+	exit $$status
+
+check: .venv/developed ## lint, format and types: ruff, mypy, pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: .venv/developed ## measure it on this machine
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the virtual environment and what tools left behind
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/developed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' 'pyright[nodejs]'
+	@touch $@
+
+# Debian's Python comes without ensurepip: then the system's pip fills the environment, or makes it by virtualenv.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "busline needs Python 3.11: make PYTHON=/path/to/it"; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 \
+	|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --quiet --python $@ install pip; } \
+	|| { $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv \
+	     && PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --clear --quiet .venv; }
