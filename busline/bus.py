@@ -112,6 +112,11 @@ class Bus(Router):
         return self._telemetry.stats
 
     @property
+    def calls_in_flight(self) -> int:
+        """Calls that wait for their reply now; 0 outside `async with bus`."""
+        return len(self._session.calls) if self._session is not None else 0
+
+    @property
     def transport(self) -> Transport:
         """The open transport; raises TransportClosed outside `async with bus`."""
         return self._open_session.transport

@@ -177,5 +177,16 @@ def fault_of(error: BaseException, described: tuple[str, str, dict[str, Any]]) -
     kind, text, details = described
     if isinstance(error, Reject):
         return Fault("rejected", "busline.rejected", error.reason, {})
-    trace = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(without_our_frames(error)))
     return Fault("failed", kind, text, details, trace)
+
+
+def without_our_frames(error: BaseException) -> BaseException:
+    """The same exception, its traceback beginning where the user's code does."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
+        trace = trace.tb_next
+    return error.with_traceback(trace or error.__traceback__)
+
+
+_OURS = ("busline.handling", "busline.binding", "anyio.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from busline.errors import Reject
 from busline.message import Delivery
 from busline.outcome import Fault
 from busline.wire import Envelope
@@ -60,6 +61,8 @@ class Telemetry:
     def failed(self, delivery: Delivery, envelope: Envelope, error: BaseException) -> None:
         """A failure that is final."""
         self.stats.failed += 1
+        if isinstance(error, Reject):
+            return  # The handler's decision, told where it becomes a dead letter.
         log.error(
             "%s %s failed for good on attempt %d: %s: %s",
             *(delivery.message.topic, envelope.id, envelope.attempt, type(error).__name__, error),
