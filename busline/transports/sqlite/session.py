@@ -1,0 +1,189 @@
+"""A transport between `open` and `aclose`: its connection and everything that lives on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+
+from busline.errors import BuslineError, CodecError, TransportClosed
+from busline.message import Delivery, Message
+from busline.transports.sqlite import frames
+from busline.transports.sqlite.consumer import Feed, SqliteConsumer
+from busline.transports.sqlite.declaring import forget_process
+from busline.transports.sqlite.engine import Engine
+from busline.transports.sqlite.inspection import Inspection
+from busline.transports.sqlite.ledger import Ledger
+from busline.transports.sqlite.liveness import RunFiles
+from busline.transports.sqlite.names import Names
+from busline.transports.sqlite.peers import Peers
+from busline.transports.sqlite.walsync import WalSync
+from busline.transports.sqlite.watch import Watch
+
+_LEAVING = 2.0
+"""Seconds within which a closing transport wants to give its messages back; else others find its lock free."""
+
+
+class Session:
+    """What the parts share, and what takes several of them."""
+
+    def __init__(self, where: str, db: sqlite3.Connection, lease: float) -> None:
+        self.where = where
+        self.db = db
+        self.files = RunFiles(where)
+        self._loop = asyncio.get_running_loop()
+        self.ledger = Ledger(db, Names(db, where), lease)
+        self.sync = WalSync(where)
+        self.engine = Engine(db, self.ledger, self.sync, where)
+        self.inspection = Inspection(db, self.ledger, self.engine)
+        self.peers = Peers(self._address_of, self._receive)
+        self.on_reply: Callable[[Message], None] | None = None
+        self.watch = Watch(self)
+        self.ledger.tell = self._tell
+
+    async def start(self) -> None:
+        """Become visible to the other processes, and clear up after those that died. Raises OSError, sqlite3.Error."""
+        self.files.take()
+        await self.peers.listen(self.files.address, self.files.mode)
+        self.ledger.process = await self.engine.run(self._register)
+        await self.watch.reap()
+        self.watch.clear_up()
+
+    async def consume(self, queue: str, slots: int, prefetch: int) -> SqliteConsumer:
+        """A new consumer. Raises QueueNotFound."""
+
+        def register() -> tuple[int, float]:
+            number = self.ledger.names.queue(queue)
+            values = (number, self.ledger.process)
+            self.db.execute("INSERT OR IGNORE INTO consumer (queue, process) VALUES (?, ?)", values)
+            return number, self.ledger.next_due(number)
+
+        number, due = await self.engine.run(register)
+        feed = self.ledger.feeds.get(number)
+        if feed is None:
+            feed = self.ledger.feeds[number] = Feed(number, queue, self)
+        consumer = SqliteConsumer(feed, self, slots, prefetch, feed.consumers.remove)
+        feed.consumers.append(consumer)
+        feed.arm(due)
+        self.watch.start()
+        return consumer
+
+    def check_open(self) -> None:
+        """Raise TransportClosed if it is closed."""
+        if self.engine.closed:
+            raise TransportClosed(f"{self.where} is closed")
+
+    async def release(self, queue: int, deliveries: Sequence[Delivery], delay: float) -> None:
+        """Give back, uncounted."""
+        await self.engine.run(lambda: self.ledger.release(queue, deliveries, delay))
+
+    def give_back(self, feed: Feed, deliveries: Sequence[Delivery]) -> None:
+        """The same at once, for what nobody has received."""
+        self.engine.post(lambda: self.ledger.release(feed.queue, deliveries, 0.0))
+
+    async def leave(self, feed: Feed, unsettled: Sequence[Delivery]) -> None:
+        """A consumer has closed: its messages go back; with the last one the queue's wake-ups go to others."""
+
+        def leave() -> None:
+            self.ledger.release(feed.queue, unsettled, 0.0)
+            if not feed.consumers:
+                values = (feed.queue, self.ledger.process)
+                self.db.execute("DELETE FROM consumer WHERE queue = ? AND process = ?", values)
+                self.ledger.arrived(feed.queue, 1)
+
+        if not feed.consumers:
+            feed.stop()
+            self.ledger.feeds.pop(feed.queue, None)
+        await self.engine.run(leave)
+
+    async def reply(self, address: str, message: Message) -> bool:
+        """Send a reply to the process that the address means; False if there is none."""
+        if not (address.isascii() and address.isdecimal() and len(address) < 19):
+            return False
+        process = int(address)
+        if process == self.ledger.process:
+            if self.on_reply is None:
+                return False
+            self._loop.call_soon(self._reply_to_ourselves, message)
+            return True
+        if not (self.peers.knows(process) or await self.engine.run(lambda: self.peers.reach(process))):
+            return False
+        return self.peers.send(process, frames.reply(message))
+
+    def next_due(self, queue: int) -> float:
+        """When the clock alone makes a message of the queue ready; 0.0 if that cannot be read now."""
+        try:
+            return self.ledger.next_due(queue)
+        except sqlite3.Error:
+            return 0.0
+
+    async def aclose(self) -> None:
+        """Give everything back, tell nobody to wait for us, end whatever runs."""
+        self._end_consumers()
+        await self.watch.aclose()
+        with contextlib.suppress(BuslineError, TimeoutError):
+            async with asyncio.timeout(_LEAVING):
+                await self.engine.run(self._unregister)
+        self.engine.close()
+        self.peers.close()
+        await self.sync.aclose()
+        self.db.close()
+        self.files.remove()
+
+    def die(self) -> None:
+        """End as SIGKILL would: locks, sockets and connection go, the file stays as it is."""
+        self.engine.close()
+        self._end_consumers()
+        self.watch.abandon()
+        self.sync.abandon()
+        self.peers.close()
+        self.db.close()
+        self.files.let_go()
+
+    def _end_consumers(self) -> None:
+        for feed in list(self.ledger.feeds.values()):
+            feed.stop()
+            for consumer in list(feed.consumers):
+                consumer.end(TransportClosed(f"{self.where} is closed"))
+
+    def _register(self) -> int:
+        values = (self.files.token, os.getpid(), self.files.address)
+        cursor = self.db.execute("INSERT INTO process (token, pid, address) VALUES (?, ?, ?)", values)
+        return int(cursor.lastrowid or 0)
+
+    def _unregister(self) -> None:
+        forget_process(self.db, self.ledger, self.ledger.process, in_peace=True)
+
+    def _reply_to_ourselves(self, message: Message) -> None:
+        if self.on_reply is not None:
+            self.on_reply(message)
+
+    def _address_of(self, process: int) -> str | None:
+        row = self.db.execute("SELECT address FROM process WHERE id = ?", (process,)).fetchone()
+        return row[0] if row else None
+
+    def _tell(self, process: int, queue: int, due: float) -> None:
+        if process == self.ledger.process:
+            self._woken(queue, due)
+        else:
+            with contextlib.suppress(sqlite3.Error):  # a wake-up that gets lost is made up for by the watch
+                self.peers.send(process, frames.wake(queue, due), now=True)
+
+    def _woken(self, queue: int, due: float) -> None:
+        feed = self.ledger.feeds.get(queue)
+        if feed is None:
+            if not due:
+                self.engine.post(lambda: self.ledger.arrived(queue, 1))
+        elif due:
+            feed.arm(due)
+        else:
+            feed.wake()
+
+    def _receive(self, frame: bytes) -> None:
+        if frame[0] == frames.WAKE:
+            self._woken(*frames.read_wake(frame))
+        elif frame[0] == frames.REPLY and self.on_reply is not None:
+            with contextlib.suppress(CodecError):
+                self.on_reply(frames.read_reply(frame))
