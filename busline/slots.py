@@ -5,6 +5,7 @@ What a slot has not asked for stays at the broker, so nothing waits unstarted in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
@@ -39,7 +40,9 @@ class Slot:
 class QueueSlots:
     """Serves one queue with `count` slots until drained."""
 
-    def __init__(self, plan: QueuePlan, services: Services, *, count: int, prefetch: int) -> None:
+    def __init__(
+        self, plan: QueuePlan, services: Services, *, count: int, prefetch: int, on_closed: Callable[[], None]
+    ) -> None:
         self.plan = plan
         self._services = services
         self._handling = Handling(plan, services)
@@ -49,6 +52,8 @@ class QueueSlots:
         self._consumer: Consumer | None = None
         self._restoring = anyio.Lock()
         self._stopping = False
+        self._closed: TransportClosed | None = None
+        self._on_closed = on_closed
         self.ended = anyio.Event()
         """Set when all slots have ended."""
 
@@ -86,18 +91,25 @@ class QueueSlots:
                     slots.start_soon(self._work, slot, name=f"busline slot {name}/{number}")
             self.ended.set()
             side.cancel_scope.cancel()
+        if self._closed is not None:
+            raise self._closed
 
     async def stop_fetching(self) -> None:
         """Take no further message: what was delivered and not begun is given back, not counted as an attempt."""
         self._stopping = True
-        consumer = self._consumer
-        if consumer is not None:
-            unstarted = await consumer.resize(0)
-            if unstarted:
-                await consumer.release(*unstarted)
+        if self._consumer is not None and self._closed is None:
+            await self._give_back_unstarted(self._consumer)
         for slot in self._slots:
             if slot.delivery is None:
                 slot.scope.cancel()
+
+    async def _give_back_unstarted(self, consumer: Consumer) -> None:
+        try:
+            unstarted = await consumer.resize(0)
+            if unstarted:
+                await consumer.release(*unstarted)
+        except TransportError as error:
+            log.warning("giving back failed: %s", error, extra={"event": "give_back_failed"})
 
     def cancel(self) -> None:
         """Cancel the handlers that still run; their messages are given back."""
@@ -123,8 +135,9 @@ class QueueSlots:
         assert consumer is not None, "attach() comes before run()"
         try:
             deliveries = await consumer.receive(1)
-        except TransportClosed:
-            raise
+        except TransportClosed as error:
+            self._end(error)
+            return
         except TransportError as error:
             await self._restore(consumer, error)
             return
@@ -137,6 +150,12 @@ class QueueSlots:
             if running is not None:
                 running.pop(delivery, None)
             slot.delivery = None
+
+    def _end(self, error: TransportClosed) -> None:
+        """The transport was closed beneath the worker, which therefore leaves; `run` raises the error once."""
+        self._closed = error
+        self._stopping = True
+        self._on_closed()
 
     async def _abandon(self, slot: Slot) -> None:
         """The handler was cancelled: by the loss of its lease, or because the worker leaves."""
@@ -179,7 +198,7 @@ class QueueSlots:
                 pause = min(longest, pause * 2)
                 try:
                     await self.attach()
-                except TransportClosed:
-                    raise
+                except TransportClosed as closed:
+                    self._end(closed)
                 except TransportError as again:
                     error = again

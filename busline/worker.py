@@ -12,7 +12,7 @@ The order of leaving, so that no message is lost, delayed or counted as failed b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -40,7 +40,8 @@ class Worker:
         self, plan: Plan, services: Services, *, concurrency: int, prefetch: int, drain_timeout: float
     ) -> None:
         self._queues = [
-            QueueSlots(queue, services, count=concurrency, prefetch=prefetch) for queue in plan.queues.values()
+            QueueSlots(queue, services, count=concurrency, prefetch=prefetch, on_closed=self.stop)
+            for queue in plan.queues.values()
         ]
         self._services = services
         services.threads = CapacityLimiter(max(1, concurrency * len(self._queues)))
@@ -168,8 +169,14 @@ class Worker:
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error in nested groups of one, or the group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    """The one error, if all leaves of the nested groups are of one kind; else the group."""
+    leaves = list(_leaves(group))
+    return leaves[0] if len({type(leaf) for leaf in leaves}) == 1 else group
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -12,6 +12,7 @@ from busline.errors import (
     CallTimeout,
     NoHandler,
     RemoteError,
+    TransportClosed,
 )
 from busline.testing.harness import Harness
 from busline.testing.scenes import (
@@ -234,13 +235,23 @@ async def check_a_call_survives_the_death_of_its_worker(h: Harness) -> None:
     async def work(ctx: Context) -> list[Any]:
         return [ctx.attempt, ctx.redelivered]
 
-    async with caller(h) as other, doomed.worker(drain_timeout=0):
+    async with caller(h) as other:
+        attached = asyncio.Event()
+        serving = asyncio.ensure_future(_serve(doomed, attached))
+        await attached.wait()
         call = asyncio.ensure_future(other.call(f"{service}.work", timeout=60))
         await started.wait()
         await h.kill(doomed_transport)
         async with heir.worker():
             await h.pass_time(h.takeover)
             assert await call == [1, True]
+        await raised(TransportClosed, serving)
+
+
+async def _serve(bus: Bus, attached: asyncio.Event) -> None:
+    async with bus.worker(drain_timeout=0) as worker:
+        attached.set()
+        await worker.wait()
 
 
 async def check_a_sibling_that_lacks_the_topic_does_no_harm(h: Harness) -> None:
