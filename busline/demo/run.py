@@ -1,0 +1,49 @@
+"""Sets the stage for the demo, and clears it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from busline import Bus, BuslineError
+from busline.demo.app import router
+from busline.demo.scenario import Demo
+from busline.demo.screen import Screen
+from busline.demo.workers import DemoFailed, workers
+from busline.wire import new_id
+
+
+async def run(url: str | None, screen: Screen) -> bool:
+    """Play the demo at `url`, or on a fresh SQLite file; True if nothing was lost.
+
+    At a broker of the user's it works under a name of its own, and deletes its queues in the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="busline-demo-") as name:
+        folder = Path(name)
+        service = "demo" if url is None else f"demo-{new_id()[:6]}"
+        try:
+            return await _play(url or f"sqlite:///{folder / 'busline.db'}", service, folder, screen)
+        except (BuslineError, DemoFailed) as error:
+            screen.say(f"the demo ended early: {error}", "bold red")
+            return False
+
+
+async def _play(url: str, service: str, folder: Path, screen: Screen) -> bool:
+    if url.startswith("memory:"):
+        raise DemoFailed("memory:// lives in one process, and the demo is five; try it without a URL")
+    async with Bus(url) as bus:
+        screen.say(f"busline demo at {bus.transport.where}", "bold")
+        try:
+            async with workers(url, service, folder) as crew:
+                return await Demo(bus, crew, service, folder, screen).play()
+        finally:
+            await _clear(bus, service)
+
+
+async def _clear(bus: Bus, service: str) -> None:
+    served = Bus(service=service)
+    served.include(router, prefix=f"{service}.")
+    for queue in served.plan().queues.values():
+        await bus.transport.detach(queue.spec.name, delete=True)
+        if queue.dead_letters is not None:
+            await bus.transport.detach(queue.dead_letters.name, delete=True)
