@@ -1,0 +1,116 @@
+"""What people who look after a broker see and do: `Inspectable`, where the transport offers it."""
+
+from __future__ import annotations
+
+from busline.errors import QueueNotFound
+from busline.message import Message
+from busline.testing.harness import Harness
+from busline.testing.steps import client, drain, join, line, nothing_comes, raises, stats
+from busline.transports.base import Inspectable
+
+
+async def check_stats_tell_what_is_where(h: Harness) -> str | None:
+    """`stats` counts ready and leased messages and consuming processes, and names topics and patterns."""
+    topic = h.unique("orders.create")
+    async with line(h, topics=frozenset({topic})) as one, client(h) as other:
+        seen = await stats(one.transport, one.queue)
+        if seen is None:
+            return "inspectable"
+        assert (seen.ready, seen.delayed, seen.leased, seen.consumers) == (0, 0, 0, 1)
+        assert (seen.topics, seen.patterns, seen.ephemeral) == (frozenset({topic}), frozenset(), False)
+        await one.send(b"1", b"2", b"3")
+        await one.hold()
+        await join(other, one.spec)
+        seen = await stats(other, one.queue)
+        assert seen is not None
+        assert (seen.ready, seen.leased, seen.consumers) == (2, 1, 2)
+        return None
+
+
+async def check_stats_are_by_name(h: Harness) -> str | None:
+    """`stats` lists every queue once, by name."""
+    async with line(h) as one, line(h) as other:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        names = [found.name for found in await one.transport.stats()]
+        assert {one.queue, other.queue} <= set(names)
+        assert names == sorted(set(names))
+        return None
+
+
+async def check_peeking_changes_nothing(h: Harness) -> str | None:
+    """`peek` shows what waits, delayed messages last, and leases nothing; a limit is kept."""
+    async with line(h) as one:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        delayed = one.limits.max_delay > 0
+        if delayed:
+            await one.send(b"late", delay=min(60.0, one.limits.max_delay))
+        await one.send(b"1", b"2", headers={"h": "1"})
+        for _ in range(2):
+            peeked = await one.transport.peek(one.queue, 10)
+            assert sorted(message.body for message in peeked[:2]) == [b"1", b"2"]
+            assert [message.body for message in peeked[2:]] == ([b"late"] if delayed else [])
+            assert dict(peeked[0].headers) == {"h": "1"}
+        assert len(await one.transport.peek(one.queue, 1)) == 1
+        assert await drain(h, one.consumer, 2) == [b"1", b"2"]
+        return None
+
+
+async def check_what_is_leased_is_not_peeked(h: Harness) -> str | None:
+    """`peek` shows what waits, and not what somebody works on."""
+    async with line(h) as one:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        await one.send(b"1")
+        await one.hold()
+        assert list(await one.transport.peek(one.queue, 10)) == []
+        return None
+
+
+async def check_purging_deletes_what_waits(h: Harness) -> str | None:
+    """`purge` deletes ready and delayed messages, says how many, and leaves leased ones."""
+    async with line(h) as one:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        await one.send(b"held")
+        (held,) = await one.hold()
+        await one.send(b"1", b"2")
+        if one.limits.max_delay:
+            await one.send(b"late", delay=0.2)
+        assert await one.transport.purge(one.queue) == (3 if one.limits.max_delay else 2)
+        await nothing_comes(h, one.consumer, 0.25)
+        await one.consumer.release(held)
+        assert await drain(h, one.consumer, 1) == [b"held"]
+        return None
+
+
+async def check_moving_keeps_the_messages(h: Harness) -> str | None:
+    """`move` takes up to so many messages to another queue, unchanged, and wakes who waits there."""
+    async with line(h) as one, line(h) as other:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        await one.send(b"1", b"2", b"3", headers={"h": "1"}, meta="{}")
+        assert await one.transport.move(one.queue, other.queue, 2) == 2
+        moved = await other.take(2)
+        assert all(delivery.message.meta == "{}" and delivery.message.headers == {"h": "1"} for delivery in moved)
+        left = await drain(h, one.consumer, 1)
+        assert sorted([*left, *(delivery.message.body for delivery in moved)]) == [b"1", b"2", b"3"]
+        assert await one.transport.move(one.queue, other.queue, 2) == 0
+        return None
+
+
+async def check_inspecting_a_missing_queue_is_told(h: Harness) -> str | None:
+    """`peek`, `purge` and `move` raise `QueueNotFound`; a move to a missing queue moves nothing."""
+    async with line(h) as one:
+        if not isinstance(one.transport, Inspectable):
+            return "inspectable"
+        missing = h.unique("missing")
+        await one.transport.publish("a.topic", Message("a.topic", b"1"))
+        await one.send(b"1")
+        await raises(QueueNotFound, one.transport.peek(missing, 1))
+        await raises(QueueNotFound, one.transport.purge(missing))
+        await raises(QueueNotFound, one.transport.move(missing, one.queue, 1))
+        await raises(QueueNotFound, one.transport.move(one.queue, missing, 1))
+        assert await drain(h, one.consumer, 1) == [b"1"]
+        return None

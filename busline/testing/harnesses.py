@@ -1,0 +1,84 @@
+"""The harnesses of the transports that come with busline and need no server."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from busline.clock import Clock, SystemClock
+from busline.testing.clock import VirtualClock
+from busline.transports.base import Transport
+from busline.transports.memory import MemoryBroker, MemoryTransport
+
+if TYPE_CHECKING:
+    from busline.transports.sqlite import SqliteTransport
+
+
+def _unique(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+class MemoryHarness:
+    """The memory transport on the machine's clock, with leases short enough to wait for."""
+
+    name = "memory"
+    takeover = 1.0
+
+    def __init__(self, clock: Clock | None = None, *, lease: float = 0.5) -> None:
+        self.broker = MemoryBroker(clock or SystemClock(), lease=lease, seed=1)
+
+    def transport(self) -> MemoryTransport:
+        return MemoryTransport(self.broker)
+
+    def unique(self, prefix: str) -> str:
+        return _unique(prefix)
+
+    async def kill(self, transport: Transport) -> None:
+        assert isinstance(transport, MemoryTransport)
+        transport.die()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class VirtualMemoryHarness(MemoryHarness):
+    """The memory transport on a clock that the checks turn: no check waits for time to pass."""
+
+    name = "memory-virtual"
+    takeover = 11.0
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        super().__init__(self.clock, lease=10.0)
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+
+
+class SqliteHarness:
+    """The SQLite transport on a file in `folder`; each client stands for a process of its own."""
+
+    name = "sqlite"
+    takeover = 1.0
+
+    def __init__(self, folder: Path, *, lease: float = 0.5) -> None:
+        self.url = f"sqlite:///{folder / 'bus.db'}?lease={lease:g}"
+
+    def transport(self) -> SqliteTransport:
+        from busline.transports.sqlite import from_url
+
+        return from_url(self.url)
+
+    def unique(self, prefix: str) -> str:
+        return _unique(prefix)
+
+    async def kill(self, transport: Transport) -> None:
+        from busline.transports.sqlite import SqliteTransport
+
+        assert isinstance(transport, SqliteTransport)
+        transport._die()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
