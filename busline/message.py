@@ -53,8 +53,20 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """A foreign exchange that feeds a queue; brokers without exchanges refuse it."""
+
+    exchange: str
+    routing_key: str
+    type: Literal["direct", "topic", "fanout"] = "direct"
+
+
+@dataclass(frozen=True, slots=True)
 class QueueSpec:
-    """What a queue should be. Attaching is declaring, or verifying, exactly this."""
+    """What a queue should be. Attaching is declaring, or verifying, exactly this.
+
+    A driver that cannot honour a field which was set raises ConfigurationError; none is ever ignored.
+    """
 
     name: str
     service: str = ""
@@ -65,6 +77,16 @@ class QueueSpec:
     """Patterns of events of which this queue gets a copy (`*` one word, `#` any number)."""
     ephemeral: bool = False
     """Gone, with its messages, when the transport that attached it is closed or its process dies."""
+    max_priority: int | None = None
+    """Highest priority that the queue must know; None = whatever the broker offers by itself."""
+    max_length: int | None = None
+    """Most messages that may wait; a send beyond raises QueueFull. None = no bound."""
+    kind: Literal["quorum", "classic"] | None = None
+    """RabbitMQ's queue type; None = the driver's choice."""
+    bindings: tuple[Binding, ...] = ()
+    """Foreign exchanges that also feed it."""
+    passive: bool = False
+    """Others own the queue: it must exist and is never declared or changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,111 @@
+"""Run every scenario some times in turn and print medians: `python -m benchmarks [--runs N] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
+
+Scenario = tuple[str, Callable[[str], Awaitable[Figure]]]
+
+
+def scenarios(scale: float) -> list[Scenario]:
+    """Transport, and what is measured on it. `scale` shortens all of them."""
+
+    def n(count: int) -> int:
+        return max(50, int(count * scale))
+
+    return [
+        ("memory", lambda url: calls_in_process(url, n(5_000), 1)),
+        ("memory", lambda url: calls_in_process(url, n(20_000), 64)),
+        ("sqlite", lambda url: calls_between_processes(url, n(2_000), 1)),
+        ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64)),
+        ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64, 4)),
+        ("sqlite", lambda url: sends(url, n(3_000), 1)),
+        ("sqlite", lambda url: sends(url, n(20_000), 64)),
+    ]
+
+
+async def run(transport: str, scenario: Callable[[str], Awaitable[Figure]]) -> Figure:
+    """One run on a broker of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = "memory://" if transport == "memory" else f"sqlite:///{folder}/bench.db"
+        return await scenario(url)
+
+
+def median(figures: list[Figure]) -> dict[str, object]:
+    """Of each number over the runs."""
+    rows = [asdict(figure) | {"rate": figure.rate} for figure in figures]
+    numbers = ("rate", "p50_ms", "p99_ms", "caller_us", "worker_us")
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in numbers}
+    merged: dict[str, object] = {name: statistics.median(v) if v else None for name, v in values.items()}
+    return {"scenario": figures[0].scenario, "spread": spread(values["rate"]), **merged}
+
+
+def spread(rates: list[float]) -> float:
+    """(max - min) / median of the rate: how noisy the machine was."""
+    return (max(rates) - min(rates)) / statistics.median(rates)
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    )
+
+
+def show(rows: list[dict[str, object]], runs: int) -> None:
+    """The table, with what it is and what it is not."""
+    console = Console()
+    table = Table(title=f"busline, median of {runs} runs; {machine()}")
+    for heading in ("transport", "scenario", "per second", "p50 ms", "p99 ms", "CPU µs here", "in workers", "spread"):
+        table.add_column(heading, justify="left" if heading in ("transport", "scenario") else "right")
+    for row in rows:
+        worker = row["worker_us"]
+        table.add_row(
+            *(str(row["transport"]), str(row["scenario"]), f"{row['rate']:,.0f}"),
+            *(f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['caller_us']:.0f}"),
+            *("–" if worker is None else f"{worker:.0f}", f"{row['spread']:.0%}"),
+        )
+    console.print(table)
+    console.print("CPU is per message, of this process and of the worker processes.")
+    console.print("A difference smaller than the spread says nothing. See benchmarks/README.md.")
+
+
+def main() -> None:
+    """Parse, run in turn, print, and keep the figures as JSON if asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each scenario, in turn (default 3)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one run")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    options = parser.parse_args()
+    runs = 1 if options.quick else options.runs
+    chosen = scenarios(0.1 if options.quick else 1.0)
+    taken: list[list[Figure]] = [[] for _ in chosen]
+    for number in range(runs):
+        for figures, (transport, scenario) in zip(taken, chosen, strict=True):
+            figures.append(asyncio.run(run(transport, scenario)))
+            print(f"run {number + 1}/{runs}: {transport} {figures[-1].scenario}", file=sys.stderr)
+    rows = [{"transport": chosen[i][0], **median(figures)} for i, figures in enumerate(taken)]
+    show(rows, runs)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "runs": runs, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
