@@ -14,7 +14,7 @@ REPLY = 2
 
 LENGTH = Struct("!I")
 _WAKE = Struct("!BQd")
-_REPLY = Struct("!Biiiiiid")
+_REPLY = Struct("!BIiiiiiid")
 _NONE = -1
 
 
@@ -29,19 +29,19 @@ def read_wake(frame: bytes) -> tuple[int, float]:
     return queue, due
 
 
-def reply(message: Message) -> bytes:
-    """A message, whole."""
+def reply(inbox: int, message: Message) -> bytes:
+    """A message, whole, for one of the inboxes that the process has had."""
     headers = json.dumps(dict(message.headers), ensure_ascii=False) if message.headers else None
     texts = (message.topic, message.meta, headers, message.correlation_id, message.reply_to)
     parts = [None if text is None else text.encode() for text in texts]
     sizes = [_NONE if part is None else len(part) for part in parts]
     ttl = -1.0 if message.ttl is None else message.ttl
-    return b"".join([_REPLY.pack(REPLY, message.priority, *sizes, ttl), *filter(None, parts), message.body])
+    return b"".join([_REPLY.pack(REPLY, inbox, message.priority, *sizes, ttl), *filter(None, parts), message.body])
 
 
-def read_reply(frame: bytes) -> Message:
-    """The message again."""
-    _, priority, *sizes, ttl = _REPLY.unpack_from(frame)
+def read_reply(frame: bytes) -> tuple[int, Message]:
+    """The inbox and the message again."""
+    _, inbox, priority, *sizes, ttl = _REPLY.unpack_from(frame)
     texts: list[str | None] = []
     at = _REPLY.size
     for size in sizes:
@@ -53,14 +53,6 @@ def read_reply(frame: bytes) -> Message:
     topic, meta, headers, correlation_id, reply_to = texts
     if topic is None or meta is None:
         raise CodecError("a reply without topic or meta")
-    return Message(
-        topic,
-        frame[at:],
-        meta,
-        json.loads(headers) if headers else {},
-        correlation_id,
-        reply_to,
-        priority,
-        0.0,
-        None if ttl < 0 else ttl,
-    )
+    decoded = json.loads(headers) if headers else {}
+    ends = None if ttl < 0 else ttl
+    return inbox, Message(topic, frame[at:], meta, decoded, correlation_id, reply_to, priority, 0.0, ends)

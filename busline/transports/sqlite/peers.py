@@ -11,7 +11,8 @@ from busline.transports.sqlite.frames import LENGTH
 
 MAX_BACKLOG = 64 * 1024 * 1024
 """Bytes that may wait for one peer; one that reads so slowly is given up, and connected anew when there is need."""
-MAX_FRAME = 64 * 1024 * 1024
+EAGER = 16
+"""Frames to one peer that leave at once, so that it works on them while we are busy with the rest of the tick."""
 
 
 class Incoming(asyncio.Protocol):
@@ -53,6 +54,7 @@ class Outgoing:
         self._lost = lost
         self._frames: list[bytes] = []
         self._unsent = b""
+        self._backlog = 0
         self._scheduled: asyncio.Handle | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -64,10 +66,17 @@ class Outgoing:
         self._loop.add_reader(self._socket, self._on_readable)
 
     def write(self, frame: bytes) -> None:
-        """Say it at the end of this loop tick."""
+        """Say it, at the end of this loop tick at the latest."""
         self._frames.append(LENGTH.pack(len(frame)))
         self._frames.append(frame)
-        if self._scheduled is None and not self._unsent:
+        self._backlog += len(frame)
+        if self._backlog > MAX_BACKLOG:
+            self.close()
+        elif self._unsent:
+            return
+        elif len(self._frames) >= 2 * EAGER:
+            self.flush()
+        elif self._scheduled is None:
             self._scheduled = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
@@ -86,6 +95,12 @@ class Outgoing:
             return
         self._keep(data[sent:])
 
+    def is_alive(self) -> bool:
+        """Has the peer not ended it, as far as the kernel knows? Asked once per loop tick."""
+        if not self._frames:
+            self._on_readable()
+        return self._socket.fileno() >= 0
+
     def close(self) -> None:
         """End it; what was not sent is lost."""
         if self._socket.fileno() < 0:
@@ -99,13 +114,12 @@ class Outgoing:
         self._lost()
 
     def _keep(self, unsent: bytes) -> None:
-        if len(unsent) > MAX_BACKLOG:
-            self.close()
-        elif unsent:
+        if unsent:
             self._loop.add_writer(self._socket, self.flush)
         elif self._unsent:
             self._loop.remove_writer(self._socket)
         self._unsent = unsent
+        self._backlog = len(unsent)
 
     def _on_readable(self) -> None:
         # A peer never answers on this stream: it is readable when it has ended.
@@ -145,9 +159,11 @@ class Peers:
 
     def send(self, process: int, frame: bytes, *, now: bool = False) -> bool:
         """Say it to the process; False if it is known to be gone."""
-        if process not in self._streams and not self.reach(process):
-            return False
-        stream = self._streams[process]
+        stream = self._streams.get(process)
+        if stream is None or not stream.is_alive():
+            if not self.reach(process):
+                return False
+            stream = self._streams[process]
         stream.write(frame)
         if now:
             stream.flush()

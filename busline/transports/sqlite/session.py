@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 
-from busline.errors import BuslineError, CodecError, TransportClosed
+from busline.errors import BuslineError, TransportClosed
 from busline.message import Delivery, Message
 from busline.transports.sqlite import frames
 from busline.transports.sqlite.consumer import Feed, SqliteConsumer
@@ -22,6 +24,8 @@ from busline.transports.sqlite.peers import Peers
 from busline.transports.sqlite.walsync import WalSync
 from busline.transports.sqlite.watch import Watch
 
+_ADDRESS = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
+"""Of an inbox: the number of its process in the file, and its own in the process."""
 _LEAVING = 2.0
 """Seconds within which a closing transport wants to give its messages back; else others find its lock free."""
 
@@ -39,7 +43,8 @@ class Session:
         self.engine = Engine(db, self.ledger, self.sync, where)
         self.inspection = Inspection(db, self.ledger, self.engine)
         self.peers = Peers(self._address_of, self._receive)
-        self.on_reply: Callable[[Message], None] | None = None
+        self._inboxes: dict[int, Callable[[Message], None]] = {}
+        self._inbox_numbers = itertools.count(1)
         self.watch = Watch(self)
         self.ledger.tell = self._tell
 
@@ -50,6 +55,7 @@ class Session:
         self.ledger.process = await self.engine.run(self._register)
         await self.watch.reap()
         self.watch.clear_up()
+        self.watch.start()
 
     async def consume(self, queue: str, slots: int, prefetch: int) -> SqliteConsumer:
         """A new consumer. Raises QueueNotFound."""
@@ -67,8 +73,17 @@ class Session:
         consumer = SqliteConsumer(feed, self, slots, prefetch, feed.consumers.remove)
         feed.consumers.append(consumer)
         feed.arm(due)
-        self.watch.start()
         return consumer
+
+    def add_inbox(self, on_reply: Callable[[Message], None]) -> tuple[int, str]:
+        """A new inbox: its number here, and its address for everybody."""
+        number = next(self._inbox_numbers)
+        self._inboxes[number] = on_reply
+        return number, f"{self.ledger.process}.{number}"
+
+    def remove_inbox(self, number: int) -> None:
+        """Its replies are dropped from now on."""
+        self._inboxes.pop(number, None)
 
     def check_open(self) -> None:
         """Raise TransportClosed if it is closed."""
@@ -100,17 +115,18 @@ class Session:
 
     async def reply(self, address: str, message: Message) -> bool:
         """Send a reply to the process that the address means; False if there is none."""
-        if not (address.isascii() and address.isdecimal() and len(address) < 19):
+        parts = _ADDRESS.fullmatch(address)
+        if parts is None:
             return False
-        process = int(address)
+        process, inbox = int(parts[1]), int(parts[2])
         if process == self.ledger.process:
-            if self.on_reply is None:
+            if inbox not in self._inboxes:
                 return False
-            self._loop.call_soon(self._reply_to_ourselves, message)
+            self._loop.call_soon(self._replied, inbox, message)
             return True
         if not (self.peers.knows(process) or await self.engine.run(lambda: self.peers.reach(process))):
             return False
-        return self.peers.send(process, frames.reply(message))
+        return self.peers.send(process, frames.reply(inbox, message))
 
     def next_due(self, queue: int) -> float:
         """When the clock alone makes a message of the queue ready; 0.0 if that cannot be read now."""
@@ -156,9 +172,9 @@ class Session:
     def _unregister(self) -> None:
         forget_process(self.db, self.ledger, self.ledger.process, in_peace=True)
 
-    def _reply_to_ourselves(self, message: Message) -> None:
-        if self.on_reply is not None:
-            self.on_reply(message)
+    def _replied(self, inbox: int, message: Message) -> None:
+        if on_reply := self._inboxes.get(inbox):
+            on_reply(message)
 
     def _address_of(self, process: int) -> str | None:
         row = self.db.execute("SELECT address FROM process WHERE id = ?", (process,)).fetchone()
@@ -184,6 +200,5 @@ class Session:
     def _receive(self, frame: bytes) -> None:
         if frame[0] == frames.WAKE:
             self._woken(*frames.read_wake(frame))
-        elif frame[0] == frames.REPLY and self.on_reply is not None:
-            with contextlib.suppress(CodecError):
-                self.on_reply(frames.read_reply(frame))
+        elif frame[0] == frames.REPLY:
+            self._replied(*frames.read_reply(frame))

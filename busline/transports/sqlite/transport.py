@@ -143,9 +143,7 @@ class SqliteTransport:
         return await self._opened().consume(queue, slots, prefetch)
 
     async def open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> SqliteInbox:
-        session = self._opened()
-        session.on_reply = on_reply
-        return SqliteInbox(session)
+        return SqliteInbox(self._opened(), on_reply)
 
     async def reply(self, address: str, message: Message) -> bool:
         session = self._opened()
@@ -190,24 +188,27 @@ class SqliteTransport:
 
 
 class SqliteInbox:
-    """See `Inbox`. Its address is the number of our process in the file."""
+    """See `Inbox`. Replies come straight from the process that replies, over its stream to us."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, on_reply: Callable[[Message], None]) -> None:
         self._session = session
-        self._address = str(session.ledger.process)
+        self._number, self._address = session.add_inbox(on_reply)
+        self._closed = False
 
     @property
     def address(self) -> str:
         return self._address
 
     async def send(self, to: Destination, message: Message) -> None:
-        session = self._session
+        if self._closed:
+            raise TransportClosed(f"the inbox {self._address} is closed")
         _check(message)
-        ledger = session.ledger
-        await session.engine.run(lambda: ledger.insert(ledger.names.destination(to), (message,), self._address))
+        ledger = self._session.ledger
+        await self._session.engine.run(lambda: ledger.insert(ledger.names.destination(to), (message,), self._address))
 
     async def aclose(self) -> None:
-        self._session.on_reply = None
+        self._closed = True
+        self._session.remove_inbox(self._number)
 
 
 def _check(message: Message) -> None:

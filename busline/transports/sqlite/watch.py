@@ -1,4 +1,4 @@
-"""The slow round of a consuming process: find the dead by their locks, and make up for wake-ups that were lost."""
+"""The slow round of a process: find the dead by their locks, and make up for wake-ups that were lost."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ PERIOD = 0.4
 
 
 class Watch:
-    """One task, as soon as there is something to consume."""
+    """One task for as long as the transport is open."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin the rounds, if not yet begun."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="busline-sqlite-watch")
+        """Begin the rounds."""
+        self._task = asyncio.create_task(self._run(), name="busline-sqlite-watch")
 
     def abandon(self) -> None:
         """Have them end, without waiting."""
