@@ -1,0 +1,444 @@
+"""What only the SQLite transport promises: files, locks, several processes, disks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import statistics
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from busline.errors import ConfigurationError, TransportError
+from busline.message import Message, QueueSpec, ToQueue
+from busline.transports import from_url
+from busline.transports.sqlite import SqliteTransport
+
+JOBS = QueueSpec("jobs", "tests", frozenset({"job"}))
+
+WORKER = """
+import asyncio, json, sys, time
+from busline.message import Message, QueueSpec
+from busline.transports.sqlite import SqliteTransport
+
+async def main(path, what):
+    transport = SqliteTransport(path)
+    await transport.open()
+    consumer = await transport.consume("jobs", slots=4)
+    print("ready", flush=True)
+    if what == "hold":
+        await consumer.receive(1)
+        print("holding", flush=True)
+        await asyncio.Event().wait()
+    while True:
+        for delivery in await consumer.receive(1):
+            now = time.time()
+            await consumer.ack(delivery)
+            print(json.dumps([delivery.message.body.decode(), now]), flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bus.db"
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteTransport]:
+    transport = SqliteTransport(path)
+    await transport.open()
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+@asynccontextmanager
+async def worker(path: Path, what: str = "work") -> AsyncIterator[asyncio.subprocess.Process]:
+    """Another process that consumes the jobs and prints what it got and when."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WORKER, str(path), what), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert await line_of(process) == "ready"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def line_of(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        return (await process.stdout.readline()).decode().strip()
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await holds():
+            await asyncio.sleep(0.01)  # noqa: ASYNC110  # what is waited for happens in a file
+
+
+async def is_idle(transport: SqliteTransport) -> bool:
+    """Do all consumers of the jobs wait for a wake-up?"""
+    with sqlite3.connect(transport.where) as db:
+        waiting = db.execute("SELECT min(waiting) FROM consumer").fetchone()[0]
+    db.close()
+    return bool(waiting)
+
+
+def job(body: str) -> Message:
+    return Message("job", body.encode())
+
+
+async def test_the_file_is_in_wal_mode_and_a_send_has_synced_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", note)
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        synced.clear()
+        await transport.send(ToQueue("jobs"), job("1"))
+        assert synced == [f"{path}-wal"]
+        with sqlite3.connect(path) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        db.close()
+
+
+async def test_sends_at_the_same_time_share_one_sync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", synced.append)
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        synced.clear()
+        await asyncio.gather(*(transport.send(ToQueue("jobs"), job(str(n))) for n in range(50)))
+        assert len(synced) == 1
+
+
+async def test_a_send_whose_sync_fails_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", fail)
+        with pytest.raises(TransportError, match="could not be synced"):
+            await transport.send(ToQueue("jobs"), job("1"))
+
+
+async def test_a_sleeping_worker_in_another_process_starts_at_once(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        async with worker(path) as process:
+            took = []
+            for number in range(30):
+                await eventually(lambda: is_idle(transport))
+                sent = time.time()
+                await transport.send(ToQueue("jobs"), job(str(number)))
+                took.append(json.loads(await line_of(process))[1] - sent)
+    print(f"wake-up across processes: median {statistics.median(took) * 1e3:.2f} ms, worst {max(took) * 1e3:.2f} ms")
+    assert statistics.median(took) < 0.05
+
+
+async def test_a_killed_processs_message_comes_again_long_before_its_lease_ends(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        await transport.send(ToQueue("jobs"), job("1"))
+        async with worker(path, "hold") as process:
+            assert await line_of(process) == "holding"
+            consumer = await transport.consume("jobs", slots=1)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            died = time.monotonic()
+            async with asyncio.timeout(9):
+                (delivery,) = await consumer.receive(1)
+            took = time.monotonic() - died
+        print(f"takeover after SIGKILL: {took * 1e3:.0f} ms")
+        assert took < 2
+        assert delivery.deliveries == 2
+        await consumer.ack(delivery)
+        [own] = transport_files(path, "lock")
+        assert own
+
+
+async def test_a_child_that_was_forked_does_not_keep_its_parent_alive(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        dying = SqliteTransport(path)
+        await dying.open()
+        await dying.send(ToQueue("jobs"), job("1"))
+        await (await dying.consume("jobs", slots=1)).receive(1)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
+        try:
+            dying._die()
+            async with asyncio.timeout(5):
+                assert await (await transport.consume("jobs", slots=1)).receive(1)
+        finally:
+            os.close(writing)
+            await asyncio.to_thread(os.waitpid, child, 0)
+
+
+async def test_four_processes_handle_each_message_exactly_once(path: Path) -> None:
+    async def collect(process: asyncio.subprocess.Process) -> None:
+        while len(seen) < 2000:
+            seen.append(json.loads(await line_of(process))[0])
+
+    seen: list[str] = []
+    async with opened(path) as transport, AsyncExitStack() as stack:
+        await transport.attach(JOBS)
+        processes = [await stack.enter_async_context(worker(path)) for _ in range(4)]
+        tasks = [asyncio.create_task(collect(process)) for process in processes]
+        for start in range(0, 2000, 100):
+            await transport.send(ToQueue("jobs"), *(job(str(n)) for n in range(start, start + 100)))
+
+        async def all_are_settled() -> bool:
+            [stats] = await transport.stats()
+            return len(seen) >= 2000 and stats.ready == stats.leased == 0
+
+        await eventually(all_are_settled)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert sorted(map(int, seen)) == list(range(2000))
+
+
+async def test_a_file_that_somebody_else_locks_only_takes_longer(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        locked, unlock = threading.Event(), threading.Event()
+
+        def lock() -> None:
+            db = sqlite3.connect(path, isolation_level=None)
+            db.execute("BEGIN IMMEDIATE")
+            locked.set()
+            unlock.wait(5)
+            db.execute("COMMIT")
+            db.close()
+
+        thread = threading.Thread(target=lock)
+        thread.start()
+        await asyncio.to_thread(locked.wait)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.3, unlock.set)
+        began = loop.time()
+        sending = asyncio.gather(*(transport.send(ToQueue("jobs"), job(str(n))) for n in range(100)))
+        longest = await longest_stall_until(sending)
+        await sending
+        assert 0.29 < loop.time() - began < 2
+        assert longest < 0.1, "the event loop was blocked"
+        thread.join()
+        assert len(await transport.peek("jobs", 200)) == 100
+
+
+async def longest_stall_until(done: asyncio.Future[list[None]]) -> float:
+    loop, longest = asyncio.get_running_loop(), 0.0
+    while not done.done():
+        before = loop.time()
+        await asyncio.sleep(0.001)
+        longest = max(longest, loop.time() - before)
+    return longest
+
+
+async def test_a_file_that_stays_locked_is_named_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("busline.transports.sqlite.engine.PATIENCE", 0.1)
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TransportError, match=f"{path} has been locked"):
+            await transport.send(ToQueue("jobs"), job("1"))
+        assert transport.health().status == "degraded"
+        db.execute("ROLLBACK")
+        db.close()
+        await transport.send(ToQueue("jobs"), job("2"))
+        assert transport.health().status == "healthy"
+
+
+async def test_a_full_disk_is_told_and_loses_nothing(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        db = transport._opened().db
+        await transport.send(ToQueue("jobs"), job("before"))
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        outcomes = await asyncio.gather(
+            *(transport.send(ToQueue("jobs"), Message("job", bytes(size))) for size in (100, 100_000, 200)),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in outcomes] == [type(None), TransportError, type(None)]
+        assert "disk is full" in str(outcomes[1])
+        db.execute("PRAGMA max_page_count = 1000000")
+        await transport.send(ToQueue("jobs"), job("after"))
+        bodies = [len(message.body) for message in await transport.peek("jobs", 10)]
+        assert bodies == [6, 100, 200, 5]
+
+
+async def test_an_ack_that_the_disk_refuses_is_kept_until_there_is_room(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        await transport.send(ToQueue("jobs"), job("1"))
+        consumer = await transport.consume("jobs", slots=1)
+        (delivery,) = await consumer.receive(1)
+        db = transport._opened().db
+        db.execute("PRAGMA query_only = ON")
+        await consumer.ack(delivery)
+
+        async def is_degraded() -> bool:
+            return transport.health().status == "degraded"
+
+        await eventually(is_degraded)
+        db.execute("PRAGMA query_only = OFF")
+
+        async def is_gone() -> bool:
+            return (await transport.stats())[0].leased == 0
+
+        await eventually(is_gone)
+
+
+async def test_a_message_that_sqlite_cannot_take_fails_alone(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        outcomes = await asyncio.gather(
+            transport.send(ToQueue("jobs"), job("1")),
+            transport.send(ToQueue("jobs"), Message("job", b"", correlation_id="\ud800")),
+            transport.send(ToQueue("jobs"), job("2")),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in outcomes] == [type(None), TransportError, type(None)]
+        assert [message.body for message in await transport.peek("jobs", 10)] == [b"1", b"2"]
+
+
+async def test_a_priority_above_ten_is_refused(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        with pytest.raises(ConfigurationError, match="0 to 10"):
+            await transport.send(ToQueue("jobs"), Message("job", b"", priority=11))
+
+
+async def test_what_is_no_database_is_refused(path: Path) -> None:
+    await asyncio.to_thread(path.write_bytes, b"hello world, " * 1000)
+    with pytest.raises(ConfigurationError, match="not an SQLite database"):
+        await SqliteTransport(path).open()
+
+
+async def test_a_newer_schema_is_refused(path: Path) -> None:
+    async with opened(path):
+        pass
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE broker SET version = version + 1")
+    db.close()
+    with pytest.raises(ConfigurationError, match="upgrade busline"):
+        await SqliteTransport(path).open()
+
+
+async def test_another_programs_database_is_refused_and_not_touched(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE message (text)")
+    db.close()
+    with pytest.raises(ConfigurationError, match="another program"):
+        await SqliteTransport(path).open()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("message",)]
+    db.close()
+
+
+async def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"folder .* does not exist"):
+        await SqliteTransport(tmp_path / "nowhere" / "bus.db").open()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///x.db?leese=3", "known is lease"),
+        ("sqlite:///x.db?lease=soon", "number of seconds"),
+        ("sqlite:///x.db?lease=-1", "number of seconds"),
+    ],
+)
+def test_a_wrong_url_says_what_to_write(url: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        from_url(url)
+
+
+def test_a_url_names_a_relative_or_an_absolute_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_url("sqlite:///a%20b.db").where == str(tmp_path / "a b.db")
+    assert from_url("sqlite:////srv/bus.db?lease=3").where == "/srv/bus.db"
+
+
+async def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / ("f" * 120)
+    folder.mkdir()
+    path = folder / "bus.db"
+    async with opened(path) as one, opened(path) as other:
+        await one.attach(JOBS)
+        replies: asyncio.Queue[Message] = asyncio.Queue()
+        inbox = await other.open_inbox(replies.put_nowait, lambda: None)
+        assert await one.reply(inbox.address, job("hello"))
+        assert (await replies.get()).body == b"hello"
+        sockets = [Path(session.files.address) for session in (one._opened(), other._opened())]
+        assert all(len(os.fsencode(socket)) < 100 and socket.exists() for socket in sockets)
+    assert not any(socket.parent.exists() for socket in sockets)
+
+
+async def test_two_transports_in_one_process_are_two_processes(path: Path) -> None:
+    async with opened(path) as one:
+        await one.attach(JOBS)
+        async with opened(path) as other:
+            first, second = await one.consume("jobs", slots=1), await other.consume("jobs", slots=1)
+            waiting = [asyncio.create_task(consumer.receive(1)) for consumer in (first, second)]  # type: ignore[arg-type]
+            await eventually(lambda: is_idle(one))
+            await one.send(ToQueue("jobs"), job("1"), job("2"))
+            assert {d.message.body for [d] in await asyncio.gather(*waiting)} == {b"1", b"2"}
+        assert (await first.extend(*waiting[0].result(), lease=1)) == []
+
+
+async def test_the_run_folder_is_gone_after_the_last_has_left(path: Path) -> None:
+    async with opened(path):
+        async with opened(path):
+            assert len(transport_files(path, "lock")) == len(transport_files(path, "sock")) == 2
+        assert len(transport_files(path, "lock")) == len(transport_files(path, "sock")) == 1
+    assert sorted(os.listdir(path.parent)) == ["bus.db"]
+
+
+async def test_what_a_dead_process_left_behind_is_cleared_up(path: Path) -> None:
+    dead = SqliteTransport(path)
+    await dead.open()
+    dead._die()
+    (path.parent / "bus.db-run" / "0123456789abcdef.lock").touch()
+    async with opened(path):
+        assert len(transport_files(path, "lock")) == len(transport_files(path, "sock")) == 1
+
+
+async def test_only_those_who_may_use_the_database_may_use_its_sockets(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT, 0o640))
+    async with opened(path):
+        modes = [oct(entry.stat().st_mode & 0o777) for entry in sorted(path.parent.glob("bus.db-run*/*"))]
+        assert modes == ["0o640", "0o640"]
+        assert (path.parent / "bus.db-run").stat().st_mode & 0o777 == 0o750
+
+
+def transport_files(path: Path, kind: str) -> list[Path]:
+    return list(path.parent.glob(f"bus.db-run/*.{kind}"))
