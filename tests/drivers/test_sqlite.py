@@ -86,8 +86,8 @@ async def line_of(process: asyncio.subprocess.Process) -> str:
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(10):
-        while not await holds():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  # what is waited for happens in a file
+        while not await holds():  # noqa: ASYNC110  # what is waited for happens in a file
+            await asyncio.sleep(0.01)
 
 
 async def is_idle(transport: SqliteTransport) -> bool:
