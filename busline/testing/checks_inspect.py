@@ -5,7 +5,7 @@ from __future__ import annotations
 from busline.errors import QueueNotFound
 from busline.message import Message
 from busline.testing.harness import Harness
-from busline.testing.steps import client, drain, join, line, nothing_comes, raises, stats
+from busline.testing.steps import client, drain, join, line, nothing_comes, prompt, raises, started, stats
 from busline.transports.base import Inspectable
 
 
@@ -91,8 +91,10 @@ async def check_moving_keeps_the_messages(h: Harness) -> str | None:
         if not isinstance(one.transport, Inspectable):
             return "inspectable"
         await one.send(b"1", b"2", b"3", headers={"h": "1"}, meta="{}")
-        assert await one.transport.move(one.queue, other.queue, 2) == 2
-        moved = await other.take(2)
+        async with started(other.consumer.receive(1)) as waiting:
+            assert await one.transport.move(one.queue, other.queue, 2) == 2
+            moved = [*await prompt(waiting)]
+        moved += await other.take(2 - len(moved))
         assert all(delivery.message.meta == "{}" and delivery.message.headers == {"h": "1"} for delivery in moved)
         left = await drain(h, one.consumer, 1)
         assert sorted([*left, *(delivery.message.body for delivery in moved)]) == [b"1", b"2", b"3"]
