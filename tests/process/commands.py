@@ -1,0 +1,122 @@
+"""Runs `busline` as a user does: real processes, real signals, files as the only witnesses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "busline"]
+URL = "sqlite:///bus.db"
+
+
+def until(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+    """Wait until `condition` holds; fail, naming `what`, if it doesn't within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.01)
+
+
+def lives(pid: int) -> bool:
+    """Is there such a process, apart from one that has ended and that nobody has asked about?"""
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(status.strip()) and not status.startswith("Z")
+
+
+class Running:
+    """One `busline worker …` in the background."""
+
+    def __init__(self, folder: Path, arguments: list[str], number: int) -> None:
+        self.out, self.err = folder / f"out{number}", folder / f"err{number}"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen([*COMMAND, "worker", *arguments], cwd=folder, stdout=out, stderr=err)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that have said that they are ready, in that order."""
+        return [int(pid) for pid in re.findall(r"^ready \(process (\d+)\)$", self.out.read_text(), re.MULTILINE)]
+
+    def until_ready(self, number: int = 1) -> list[int]:
+        """Wait for `number` processes in all to have been ready; returns them."""
+        until(lambda: len(self.pids) >= number, f"{number} processes are ready: {self.err.read_text()}")
+        return self.pids
+
+    def until_logged(self, event: str) -> None:
+        """Wait for a log line of this event."""
+        until(lambda: f" {event}: " in self.err.read_text(), f"it logs {event}: {self.err.read_text()}")
+
+    def tell(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Signal the process that was started, not its children."""
+        self.process.send_signal(number)
+
+    def exit_code(self, timeout: float = 20.0) -> int:
+        """Wait for the end."""
+        return self.process.wait(timeout)
+
+    def end(self) -> None:
+        """Leave nothing behind, however the test went."""
+        pids = [self.process.pid, *self.pids]
+        for pid in pids:
+            if lives(pid):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+
+
+class Folder:
+    """A folder with an app, a database, and what its handlers have written down."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.workers: list[Running] = []
+
+    def write(self, name: str, source: str) -> None:
+        """A module."""
+        (self.path / f"{name}.py").write_text(source)
+
+    def worker(self, *arguments: str) -> Running:
+        """Start `busline worker` with these arguments."""
+        worker = Running(self.path, list(arguments), len(self.workers))
+        self.workers.append(worker)
+        return worker
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run one command to its end. Verbs go to this folder's database."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self.path,
+            env={**os.environ, "BUSLINE_URL": URL},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What handlers have noted, one line each."""
+        notes = self.path / "notes"
+        return notes.read_text().splitlines() if notes.exists() else []
+
+    def noted(self, what: str) -> int:
+        """How often."""
+        return self.notes.count(what)
+
+    def until_noted(self, what: str, times: int = 1) -> None:
+        """Wait for a handler to have noted it."""
+        until(lambda: self.noted(what) >= times, f"{what!r} is noted {times} times: {self.notes}")
+
+    def open_gate(self) -> None:
+        """Let the handlers of `hold` return."""
+        (self.path / "gate").touch()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for worker in self.workers:
+            worker.end()
