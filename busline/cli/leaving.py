@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -139,11 +138,6 @@ class Leaving:
         self.request()
 
     def _hold(self, lifeline: int) -> None:
-        wait_for_end(lifeline)
+        while os.read(lifeline, 1):  # until the last process that could write to it is gone
+            continue
         self.request()
-
-
-def wait_for_end(lifeline: int, read: Callable[[int, int], bytes] = os.read) -> None:
-    """Until the last process that could write to the pipe is gone."""
-    while read(lifeline, 1):
-        continue
