@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 URL ?=
 BIN := .venv/bin
-CHECKS = $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/pyright
+CHECKS = $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/pyright --pythonpath $(BIN)/python
 
 # pyright ships inside its package; without this it would look for a newer release on every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
