@@ -98,9 +98,8 @@ class Leaving:
         """The worker is entered: a request now drains it."""
         self._worker = worker
 
-    def left(self) -> Exit:
-        """The worker has left; from here on, the process must end soon. Returns its exit code."""
-        code = Exit.OK if self.requests < 2 else Exit.ABORTED
+    def left(self, code: Exit) -> Exit:
+        """The worker has left: from here on the process ends soon, with `code`, whatever its threads still do."""
         self._watchdog.end_within(LAST_PATIENCE, code)
         return code
 
