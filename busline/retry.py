@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from busline.errors import ConfigurationError
 
@@ -31,11 +32,17 @@ class Retry:
     unless: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        figures = [self.first, self.cap, *(self.delays or ())]
-        if any(not figure >= 0 for figure in figures) or not self.factor > 0 or (self.max_retries or 0) < 0:
-            raise ConfigurationError(f"a retry policy has no negative figures: {self}")
+        figures = [self.first, *(self.delays or ())]
+        if not all(figure >= 0 and isfinite(figure) for figure in figures) or not self.cap >= 0:
+            raise ConfigurationError(f"the delays of a retry policy are seconds from 0: {self}")
+        if not self.factor > 0 or (self.max_retries or 0) < 0:
+            raise ConfigurationError(f"a retry policy has a factor above 0 and no negative max_retries: {self}")
         if self.delays is not None and not self.delays:
             raise ConfigurationError("delays=[] retries never; write max_retries=0")
+        try:
+            isinstance(None, (self.when, self.unless))
+        except TypeError as error:
+            raise ConfigurationError(f"when= and unless= take exception classes, or tuples of them: {self}") from error
 
     @property
     def limit(self) -> int:
@@ -54,8 +61,11 @@ class Retry:
     def _plain(self, attempt: int) -> float:
         if self.delays is not None:
             return self.delays[min(attempt, len(self.delays)) - 1]
-        # Beyond 64 doublings every cap is reached; the bound keeps the power from overflowing.
-        return min(self.cap, self.first * self.factor ** min(attempt - 1, 64))
+        try:
+            growth = float(self.factor) ** (attempt - 1)
+        except OverflowError:
+            growth = inf
+        return min(self.cap, self.first * growth) if self.first else 0.0
 
 
 JOB_RETRY = Retry(max_retries=3, first=2.0, factor=2.0)
