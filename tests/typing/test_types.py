@@ -16,7 +16,7 @@ def run(*command: str) -> None:
 
 
 def test_mypy_sees_the_types_and_the_mistakes() -> None:
-    run("mypy", "--strict", str(FILE))
+    run("mypy", "--strict", "--follow-imports", "silent", str(FILE))
 
 
 def test_pyright_sees_the_types_and_the_mistakes(tmp_path: Path) -> None:
