@@ -33,6 +33,7 @@ class PoorBroker(MemoryBroker):
             lease=None,
             priorities=0,
             counts_deliveries=False,
+            counts_releases=False,
             fanout=False,
             max_batch=1,
         )

@@ -57,6 +57,7 @@ class MemoryBroker:
             max_bytes=MAX_BYTES,
             max_batch=MAX_BATCH,
             counts_deliveries=True,
+            counts_releases=False,
             fanout=True,
             ordered=False,
         )
