@@ -84,4 +84,4 @@ class Inspection:
 
 
 def _stats(name: str, entry: Entry, ready: int, consumers: int) -> QueueStats:
-    return QueueStats(name, ready, 0, 0, consumers, entry.topics, entry.patterns, entry.ephemeral)
+    return QueueStats(name, ready, None, None, consumers, entry.topics, entry.patterns, entry.ephemeral)
