@@ -20,6 +20,8 @@ Rules that hold for every method:
 A queue that cannot do what is asked of it says so in its `Limits`, and core refuses at startup.
 """
 
+# A method of a Protocol is its docstring; pyright would have it return something all the same.
+# pyright: reportReturnType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -111,8 +113,8 @@ class Transport(Protocol):
         Idempotent. What is sent or published to one of them after this returned reaches the queue. A topic that a
         queue of another service owns raises `ConfigurationError` where the broker can tell; a topic that another
         queue of the same service owned moves here. A topic is otherwise never taken from a queue: an older worker
-        that attaches after a newer one must not cut the newer one's topics off. `create=False` changes nothing and raises `QueueNotFound` if
-        there is no such queue. Returns what THIS queue can do.
+        that attaches after a newer one must not cut the newer one's topics off. `create=False` changes nothing and
+        raises `QueueNotFound` if there is no such queue. Returns what THIS queue can do.
         """
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:
