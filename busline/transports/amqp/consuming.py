@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from time import monotonic
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
@@ -28,6 +29,9 @@ from busline.transports.amqp.wire import Consume
 
 SURPLUS_FOR = 0.02
 """Seconds that a consumer may be idle with nobody asking; between an ack and the next `receive` it always is."""
+IN_TRANSIT = 0.03
+"""Seconds after an ack in which the consumer may be given its next message. A quorum queue takes back what it assigns
+to a consumer that is cancelled in that moment, and counts a delivery that never was; so the cancel waits."""
 PAUSE = 0.2
 """Seconds between attempts to consume again when the broker took the consumer away and the queue is still there."""
 
@@ -85,6 +89,7 @@ class AmqpConsumer:
         self._tags: list[str] = []
         self._tag_number = 0
         self._taken_away = False
+        self._settled_at = 0.0
         self._channel: Channel | None = None
         self._wake = asyncio.Event()
         self._surplus: asyncio.TimerHandle | None = None
@@ -137,6 +142,7 @@ class AmqpConsumer:
         for delivery in deliveries:
             if delivery in self._out:
                 self._out.discard(delivery)
+                self._settled_at = monotonic()
                 known &= await self._tell(delivery, ACK)
             elif delivery in self._lost:
                 known = self._forget(delivery)
@@ -189,8 +195,10 @@ class AmqpConsumer:
             return
         try:
             async with asyncio.timeout(GIVE_BACK_TIMEOUT):
+                await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
                 for tag in list(self._tags):
                     await self._remove(channel, tag)
+                await self._is_settled()
                 while self._out:
                     await self._release(self._out.pop(), 0.0)
         except LIBRARY as error:  # its channel closes next, which gives back the rest
@@ -209,8 +217,10 @@ class AmqpConsumer:
         delivery = Delivery(message_of(delivered, self._topic), self.queue, receipt, delivery_count(delivered))
         self._out.add(delivery)
         self._ready.append(delivery)
-        if self._slots:
+        if self._slots and self._ended is None:
             self._hand_out()
+        else:
+            self._look_for_surplus()
 
     def _hand_out(self) -> None:
         while self._demands and self._ready:
@@ -301,7 +311,9 @@ class AmqpConsumer:
 
     def _on_surplus(self) -> None:
         self._surplus = None
-        if self._has_surplus():
+        if self._settled_at > monotonic() - IN_TRANSIT:
+            self._look_for_surplus()
+        elif self._has_surplus():
             self._trim = True
             self._wake.set()
 
@@ -362,6 +374,7 @@ class AmqpConsumer:
             wanted = self._wanted()
         if self._trim or self._resized:
             self._trim = False
+            await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
             wanted = self._wanted() if self._slots else 0
             idle = self._idle_first()
             while len(self._tags) > wanted and idle:
