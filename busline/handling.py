@@ -9,6 +9,8 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from inspect import isawaitable
+from types import CoroutineType
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
@@ -120,14 +122,17 @@ class Handling:
         return outcome.final(delivery, envelope, fault, now=now)
 
     def _unknown_topic(self, delivery: Delivery, envelope: Envelope, now: float) -> tuple[Effect, ...]:
-        first_seen = self._first_seen.setdefault(envelope.id, now)
+        # A message from elsewhere may have no id that outlives a delivery, so it is known by what it says.
+        message = delivery.message
+        key = envelope.id if message.meta or message.correlation_id else f"{message.topic} {hash(message.body)}"
+        first_seen = self._first_seen.setdefault(key, now)
         if len(self._first_seen) > REMEMBERED_UNKNOWN:
             self._first_seen.popitem(last=False)
         effects = outcome.unknown_topic(
             delivery, envelope, first_seen=first_seen, now=now, grace=self._settings.unknown_grace
         )
         if type(effects[0]) is not Release:
-            del self._first_seen[envelope.id]
+            del self._first_seen[key]
         return effects
 
     async def _run(self, handler: Handler, payload: Any, delivery: Delivery, envelope: Envelope) -> tuple[Effect, ...]:
@@ -136,8 +141,8 @@ class Handling:
         try:
             result = await self._invoke(handler, payload, context)
             body = NULL if delivery.message.reply_to is None else encode(result)
-        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # A CancelledError is the handler's own failure unless this very task is being cancelled.
+        except BaseException as error:
+            # A handler may raise anything; a CancelledError is its own unless this very task is being cancelled.
             if isinstance(error, asyncio.CancelledError) and _being_cancelled():
                 raise
             return self._failed(handler, delivery, envelope, error)
@@ -157,10 +162,14 @@ class Handling:
         # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
         variables = copy_context()
         variables.run(CURRENT.set, context)
-        if handler.binding.is_async:
-            return await Isolated(variables, handler.binding.invoke(payload, context))
         call = partial(variables.run, handler.binding.invoke, payload, context)
-        return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._services.threads)
+        if handler.binding.is_async:
+            result = call()
+        else:
+            result = await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._services.threads)
+        if isawaitable(result):  # also of a plain function, whose work would otherwise be lost without a word
+            result = await Isolated(variables, result if isinstance(result, CoroutineType) else _awaited(result))
+        return result
 
     def _failed(
         self, handler: Handler, delivery: Delivery, envelope: Envelope, error: BaseException
@@ -223,6 +232,10 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
 class Isolated(Awaitable[Any]):
     """Awaits a coroutine in the current task, but in context variables of its own. A task would cost 8 µs more."""
 
@@ -244,7 +257,7 @@ class Isolated(Awaitable[Any]):
                 argument = yield awaited
                 step = send
             except GeneratorExit:
-                self._coroutine.close()
+                run(self._coroutine.close)
                 raise
             except BaseException as error:
                 step, argument = throw, error
