@@ -38,7 +38,7 @@ class Router:
         `queue` names the queue instead of the service's own; handlers may share one. `retry` applies to calls, too,
         which are otherwise not retried. Raises ConfigurationError for a name that cannot be a topic.
         """
-        name = check_topic(topic.name if isinstance(topic, Topic) else topic)
+        name = check_topic(_given("handler", topic.name if isinstance(topic, Topic) else topic))
 
         def declare(function: F) -> F:
             self._declare(Declaration(name, function, queue=_checked_queue(queue), retry=retry))
@@ -55,7 +55,7 @@ class Router:
         processes of the service. With `broadcast=True` every process gets its own copy, at most once, while it is
         there; nothing is kept for it, so it cannot have a retry policy.
         """
-        check_pattern(pattern)
+        check_pattern(_given("subscriber", pattern))
         if broadcast and retry is not None:
             raise ConfigurationError("a broadcast is delivered at most once: it takes no retry=")
         if broadcast:
@@ -87,7 +87,19 @@ class Router:
         self._declarations.append(declaration)
 
 
+def _given(decorator: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f'{name!r} is not a topic; it is written @bus.{decorator}("some.topic")')
+    return name
+
+
 def _checked_queue(queue: str | None) -> str | None:
-    if queue is not None and not 0 < len(queue.encode()) <= 200:
-        raise ConfigurationError(f"a queue's name has 1 to 200 bytes, {queue!r} has not")
+    if queue is None:
+        return None
+    try:
+        size = len(queue.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= 200:
+        raise ConfigurationError(f"a queue's name is text of 1 to 200 bytes, {queue!r} is not")
     return queue
