@@ -32,14 +32,12 @@ def translate(error: BaseException, where: str, *, handed_over: bool = False) ->
     return ConnectionLost(f"no connection to {where}: {reason(error)}")
 
 
-def refusal(error: BaseException, where: str, user: str) -> BuslineError:
-    """Why connecting failed."""
+def refusal(error: BaseException, where: str, user: str, farewell: str) -> BuslineError:
+    """Why connecting failed. `farewell` is what the broker said when it closed the connection."""
     if isinstance(error, (amqp.ProbableAuthenticationError, amqp.AuthenticationError)):
         return ConfigurationError(f"{where} refuses user {user!r}: wrong name or password, or not allowed from here")
-    if isinstance(error, (amqp.ConnectionNotAllowed, amqp.ConnectionClosed)) and "530" in f"{error.args} {error!r}":
-        return ConfigurationError(f"{where} refuses user {user!r}: {reason(error)}")
-    if isinstance(error, amqp.ConnectionClosed) and "NOT_ALLOWED" in repr(error):
-        return ConfigurationError(f"{where} refuses user {user!r}: {reason(error)}")
+    if farewell.startswith(("NOT_ALLOWED", "ACCESS_REFUSED")):
+        return ConfigurationError(f"{where} refuses user {user!r}: {farewell}")
     tls = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(tls, ssl.SSLCertVerificationError):
         return ConfigurationError(f"{where} has a certificate that is not trusted: {tls.verify_message}")

@@ -13,6 +13,7 @@ from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConnectionLost, TransportClosed
 from busline.message import Destination, Message
+from busline.transports.amqp.faults import LIBRARY, was_cancelled
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import PERSISTENT, TRANSIENT, check, is_readable, message_of, properties
@@ -87,7 +88,7 @@ class AmqpInbox:
             expires: dict[str, FieldValue] = {"x-queue-type": "classic", "x-expires": round(QUEUE_EXPIRES * 1000)}
             await channel.rpc(Declare(queue=self._queue, durable=True, arguments=expires))
         channel.consumers["replies"] = self._arrived
-        await channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=True, consumer_tag="replies"))
+        await channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=not self._queue, consumer_tag="replies"))
         if not self._queue:
             self._address = await self._learn_address(session)
 
@@ -100,6 +101,12 @@ class AmqpInbox:
     async def _arrived(self, delivered: DeliveredMessage) -> None:
         if not self.closed and is_readable(delivered):
             self._on_reply(message_of(delivered))
+        if self._queue:  # acked, so that a reply on its way to a connection that has ended comes again
+            try:
+                await delivered.channel.basic_ack(delivered.delivery_tag or 0, wait=False)
+            except LIBRARY as error:
+                if was_cancelled(error):
+                    raise
 
     async def _learn_address(self, session: Session) -> str:
         """The broker writes the address into what is published; so a message to ourselves tells it."""

@@ -27,6 +27,8 @@ from busline.transports.amqp.wire import Socket
 
 BACK_OFF = (0.1, 3.0)
 """First and longest pause between two attempts to connect, seconds."""
+PATIENCE = 3.0
+"""Seconds for which an operation waits for a connection that has ended; a longer outage is told."""
 CLOSE_TIMEOUT = 2.0
 """Seconds for the closing handshake; then the socket is cut."""
 
@@ -76,6 +78,11 @@ class Session:
         assert self._connection is not None
         assert self._connection.transport is not None
         return self._connection.transport.connection
+
+    @property
+    def farewell(self) -> str:
+        """Why the broker closed the connection; "" if it did not."""
+        return self._socket.farewell
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -227,11 +234,11 @@ class Link:
             self._residents.remove(resident)
 
     async def session(self) -> Session:
-        """The current one; waits for it, at most as long as an operation may take, then raises ConnectionLost."""
+        """The current one; waits a little for it, then raises ConnectionLost."""
         if self._session is not None:
             return self._session
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with asyncio.timeout(min(PATIENCE, self._settings.timeout)):
                 return await self._next_session()
         except TimeoutError:
             raise ConnectionLost(f"no connection to {self.where}: {self.fault}") from None
@@ -258,7 +265,7 @@ class Link:
     async def _supervise(self, session: Session) -> None:
         while True:
             error = await asyncio.shield(session.broken)
-            self.fault = str(translate(error, self.where)) if error is not None else "the connection ended"
+            self.fault = session.farewell or (str(translate(error, self.where)) if error else "the connection ended")
             await self._end(session)
             session = await self._next()
 
@@ -280,7 +287,7 @@ class Link:
         except BaseException as error:
             await session.close()
             if isinstance(error, LIBRARY) and not was_cancelled(error):
-                raise refusal(error, self.where, self._settings.user) from error
+                raise refusal(error, self.where, self._settings.user, session.farewell) from error
             raise
         try:
             await self._furnish(session)

@@ -37,6 +37,8 @@ _TOLERATED = frozenset(
     {"x-max-priority", "x-max-length", "x-overflow", "x-delivery-limit"}
     | {"x-dead-letter-exchange", "x-dead-letter-routing-key"}
 )
+_TEXTS = frozenset({"x-overflow", "x-dead-letter-exchange", "x-dead-letter-routing-key"})
+_VALUE = re.compile(r"'([^']*)'")
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*?) but current is (.*)", re.DOTALL)
 
 
@@ -102,22 +104,28 @@ def limits(spec: QueueSpec, kind: Kind) -> Limits:
 
 
 async def declare_queue(session: Session, spec: QueueSpec, kind: Kind, where: str) -> str:
-    """Declare it; returns "" or, in words, the difference that was tolerated. Raises ConfigurationError."""
-    try:
-        async with session.scratch() as channel:
-            await channel.rpc(_declaration(spec, arguments(spec, kind)))
-            return ""
-    except ChannelPreconditionFailed as error:
-        argument, text = difference(error)
-        if argument not in _TOLERATED:
-            raise ConfigurationError(
-                f"queue {spec.name!r} exists at {where} with other properties: {text}. "
-                "Delete it when it is empty, or change what is asked for"
-            ) from error
-    except ChannelLockedResource as error:
-        raise ConfigurationError(f"queue {spec.name!r} at {where} belongs to another connection") from error
-    await find_queue(session, spec.name, where)
-    return f"queue {spec.name!r} stays as it is at the broker: {text}"
+    """Declare it; returns "" or, in words, the differences that were tolerated. Raises ConfigurationError."""
+    chosen = arguments(spec, kind)
+    tolerated: dict[str, str] = {}
+    while True:
+        try:
+            async with session.scratch() as channel:
+                await channel.rpc(_declaration(spec, chosen))
+            return f"queue {spec.name!r}: {', '.join(tolerated.values())}" if tolerated else ""
+        except ChannelPreconditionFailed as error:
+            argument, current, text = difference(error)
+            if argument not in _TOLERATED or argument in tolerated:
+                raise ConfigurationError(
+                    f"queue {spec.name!r} exists at {where} with other properties: {text}. "
+                    "Delete it when it is empty, or change what is asked for"
+                ) from error
+        except ChannelLockedResource as error:
+            raise ConfigurationError(f"queue {spec.name!r} at {where} belongs to another connection") from error
+        # As the broker has it: what else differs is seen only when this does not.
+        tolerated[argument] = text
+        chosen.pop(argument, None)
+        if current is not None:
+            chosen[argument] = current
 
 
 def _declaration(spec: QueueSpec, chosen: dict[str, Any]) -> Declare:
@@ -146,13 +154,17 @@ async def exists(session: Session, name: str) -> bool:
     return True
 
 
-def difference(error: ChannelPreconditionFailed) -> tuple[str, str]:
-    """The argument that differs, and how, in words."""
+def difference(error: ChannelPreconditionFailed) -> tuple[str, int | str | None, str]:
+    """The argument that differs, what the broker has (None: not set), and both in words."""
     text = reason(error).removeprefix("PRECONDITION_FAILED - ")
     found = _DIFFERENCE.search(text)
     if found is None:
-        return "", text
-    return found[1], f"{found[1]} is {found[3]} there, asked for is {found[2]}"
+        return "", None, text
+    value = _VALUE.search(found[3])
+    current: int | str | None = None if value is None else value[1]
+    if value is not None and value[1].isdigit() and found[1] not in _TEXTS:
+        current = int(value[1])
+    return found[1], current, f"{found[1]} is {found[3]} there, asked for is {found[2]}"
 
 
 async def declare_exchanges(session: Session) -> None:

@@ -21,8 +21,10 @@ UNREADABLE = 255
 
 _HEADER_FRAME = 2
 _METHOD_FRAME = 1
+_CONNECTION = b"\x00\x0a\x00"
 _BLOCKED = b"\x00\x0a\x00\x3c"
 _UNBLOCKED = b"\x00\x0a\x00\x3d"
+_CLOSE = b"\x00\x0a\x00\x32"
 _FRAME_END = b"\xce"
 _FIXED = 12
 """Bytes of a content header before its property flags: class, weight, body size."""
@@ -84,6 +86,8 @@ class Tap:
     def __init__(self, reader: asyncio.StreamReader, on_blocked: Callable[[str | None], None]) -> None:
         self._reader = reader
         self._on_blocked = on_blocked
+        self.farewell = ""
+        """Why the broker closed the connection, in its words."""
         self._start = b""
         self._kind = 0
 
@@ -107,9 +111,19 @@ class Tap:
         kind, self._kind, self._start = self._kind, 0, b""
         if kind == _HEADER_FRAME:
             return data if _is_readable(data[:-1]) else _unreadable(data)
-        if kind == _METHOD_FRAME and data[:4] in (_BLOCKED, _UNBLOCKED):
-            self._on_blocked(data[5:-1].decode(errors="replace") if data[:4] == _BLOCKED else None)
+        if kind == _METHOD_FRAME and data[:3] == _CONNECTION:
+            self._note(data)
         return data
+
+    def _note(self, data: bytes) -> None:
+        """What the library keeps to itself, or drops."""
+        method = data[:4]
+        if method == _BLOCKED:
+            self._on_blocked(data[5:-1].decode(errors="replace"))
+        elif method == _UNBLOCKED:
+            self._on_blocked(None)
+        elif method == _CLOSE:
+            self.farewell = data[7 : 7 + data[6]].decode(errors="replace")
 
 
 def _is_readable(payload: bytes) -> bool:
@@ -133,11 +147,18 @@ class Socket(TransportFactory):
         self._factory: TransportFactory = TLSTransportFactory() if tls else TCPTransportFactory()
         self._on_blocked = on_blocked
         self._writer: asyncio.StreamWriter | None = None
+        self._tap: Tap | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[Any, asyncio.StreamWriter]:
         """For the library."""
         reader, self._writer = await self._factory.create(url, **kwargs)
-        return Tap(reader, self._on_blocked), self._writer
+        self._tap = Tap(reader, self._on_blocked)
+        return self._tap, self._writer
+
+    @property
+    def farewell(self) -> str:
+        """Why the broker closed the connection; "" if it did not."""
+        return self._tap.farewell if self._tap is not None else ""
 
     def cut(self) -> None:
         """End it now, saying nothing."""
