@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -265,3 +267,91 @@ async def test_an_ack_on_a_dead_connection_is_counted_and_harms_nobody(node: Rab
         assert transport.health().status == "healthy"
     finally:
         await transport.aclose()
+
+
+WORKER = """
+import asyncio, sys
+from busline import Bus
+url, service = sys.argv[1:]
+bus = Bus(url, service=service)
+
+@bus.handler(f"{service}.double")
+async def double(number: int) -> int:
+    await asyncio.sleep(0.002)
+    return 2 * number
+
+async def main() -> None:
+    async with bus.worker(concurrency=8):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def start_worker(url: str, service: str) -> asyncio.subprocess.Process:
+    """A worker process that consumes."""
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, url, service, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert worker.stdout is not None
+    assert (await asyncio.wait_for(worker.stdout.readline(), 60)).strip() == b"ready"
+    return worker
+
+
+@asynccontextmanager
+async def workers(url: str, service: str, number: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """So many worker processes."""
+    started = list(await asyncio.gather(*(start_worker(url, service) for _ in range(number))))
+    try:
+        yield started
+    finally:
+        for worker in started:
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+        await asyncio.gather(*(worker.wait() for worker in started))
+
+
+@pytest.mark.parametrize("number", [1, 4, 8])
+async def test_a_hundred_of_a_hundred_calls_are_answered(number: int, node: Rabbit) -> None:
+    service = name("svc")
+    async with Bus(node.url) as caller, workers(node.url, service, number):
+        answers = await asyncio.gather(*(caller.call(f"{service}.double", each, timeout=20) for each in range(100)))
+    assert answers == [2 * each for each in range(100)]
+
+
+async def test_a_thousand_of_a_thousand_while_workers_are_killed_all_the_time(node: Rabbit) -> None:
+    service, kills, slowest, done = name("svc"), 0, 0.0, asyncio.Event()
+    async with Bus(node.url) as caller, workers(node.url, service, 4) as running:
+
+        async def replace() -> None:
+            running.append(await start_worker(node.url, service))
+
+        async def kill() -> None:
+            nonlocal kills
+            async with asyncio.TaskGroup() as replacing:
+                while not done.is_set():
+                    await asyncio.sleep(0.2)
+                    if running:  # else all are still starting
+                        victim = running.pop(0)
+                        victim.kill()
+                        kills += 1
+                        await victim.wait()
+                        replacing.create_task(replace())
+
+        async def ask(share: range) -> list[int]:
+            nonlocal slowest
+            answers = []
+            for each in share:
+                began = time.monotonic()
+                answers.append(await caller.call(f"{service}.double", each, timeout=20))
+                slowest = max(slowest, time.monotonic() - began)
+                await asyncio.sleep(0.05)
+            return answers
+
+        killing = asyncio.create_task(kill())
+        parts = await asyncio.gather(*(ask(range(start, start + 125)) for start in range(0, 1000, 125)))
+        done.set()
+        await killing
+    assert [each for part in parts for each in part] == [2 * each for each in range(1000)]
+    print(kills, "kills, slowest call", round(slowest, 2))
