@@ -24,7 +24,7 @@ class Rabbit:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port, self._distribution, self._epmd_port = free_ports(3)
+        self.port, self.tls_port, self._distribution, self._epmd_port = free_ports(4)
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -32,6 +32,22 @@ class Rabbit:
     def url(self) -> str:
         """As guest, who may do everything."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate authority of its certificate, which is for localhost alone."""
+        return self._folder / "ca.pem"
+
+    def configure(self) -> None:
+        """Make certificates, and listen with them too."""
+        make_certificates(self._folder)
+        (self._folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.ca}\n"
+            f"ssl_options.certfile = {self._folder / 'server.pem'}\n"
+            f"ssl_options.keyfile = {self._folder / 'server.key'}\n"
+        )
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -43,8 +59,6 @@ class Rabbit:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"busline{self.port}@localhost",
-            "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_DIST_PORT": str(self._distribution),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
@@ -116,6 +130,7 @@ def start_rabbit() -> Rabbit:
         pytest.skip(reason)
     rabbit = Rabbit(Path(tempfile.mkdtemp(prefix="busline-rabbit-")))
     try:
+        rabbit.configure()
         rabbit.start()
     except BaseException:
         rabbit.stop()
@@ -137,6 +152,21 @@ def _install() -> bool:
         if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
             return False
     return os.path.exists(SERVER)
+
+
+def make_certificates(folder: Path) -> None:
+    """`ca.pem`, and `server.pem` with `server.key` for localhost, made by openssl."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30")
+    openssl("req", "-x509", *new_key, "-subj", "/CN=busline test CA", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl("req", "-new", *new_key[:-2], "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30", "-extfile", "names")
+    openssl("x509", "-req", "-in", "server.csr", *signed_by, "-out", "server.pem")
+    (folder / "server.key").chmod(0o600)
 
 
 def free_ports(number: int) -> list[int]:

@@ -107,6 +107,21 @@ async def test_nobody_at_the_address_is_a_lost_connection(unused_tcp_port: int) 
     await transport.aclose()
 
 
+async def test_tls_verifies_the_chain_and_the_name(rabbit: Rabbit) -> None:
+    trusted = f"amqps://guest:guest@localhost:{rabbit.tls_port}/?cafile={rabbit.ca}"
+    transport = from_url(trusted)
+    await transport.open()
+    queue = name("queue")
+    await transport.attach(QueueSpec(queue, "svc"))
+    await transport.send(ToQueue(queue), Message("t", b"1"))
+    await transport.aclose()
+    for untrusted in (trusted.partition("?")[0], trusted.replace("@localhost", "@127.0.0.1")):
+        transport = from_url(untrusted)
+        with pytest.raises(ConfigurationError, match="certificate that is not trusted"):
+            await transport.open()
+        await transport.aclose()
+
+
 # -- the wire -----------------------------------------------------------------------------------------------------
 
 
