@@ -20,7 +20,7 @@ from pamqp import commands
 
 from busline.errors import BuslineError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery, Message
-from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import delivery_count, is_readable, message_of
@@ -330,7 +330,8 @@ class AmqpConsumer:
             except ChannelNotFoundEntity:
                 self._end(QueueNotFound(self.queue, self._link.where))
             except (ChannelAccessRefused, ChannelLockedResource) as error:
-                self._end(translate(error, self._link.where))
+                # Not a ConfigurationError: rights may be given back, and another's connection may end.
+                self._end(ConnectionLost(f"{self._link.where} refuses: {reason(error)}"))
             except BuslineError as error:
                 self._end(error)
             except LIBRARY as error:

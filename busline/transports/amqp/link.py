@@ -20,7 +20,7 @@ import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
 
-from busline.errors import BuslineError, ConnectionLost, TransportClosed
+from busline.errors import ConnectionLost, TransportClosed
 from busline.transports.amqp.faults import LIBRARY, refusal, translate, was_cancelled
 from busline.transports.amqp.url import Settings
 from busline.transports.amqp.wire import Socket
@@ -219,14 +219,13 @@ class Link:
         session = await self.session()
         self._residents.append(resident)
         try:
-            await resident.up(session)
-        except LIBRARY as error:
-            if was_cancelled(error):
-                self.move_out(resident)
-                raise
-            if session is self._session and not session.broken.done():
-                self.move_out(resident)
-            raise translate(error, self.where) from error
+            async with asyncio.timeout(self._settings.timeout):
+                await resident.up(session)
+        except BaseException as error:
+            self.move_out(resident)
+            if isinstance(error, LIBRARY) and not was_cancelled(error):
+                raise translate(error, self.where) from error
+            raise
 
     def move_out(self, resident: Resident) -> None:
         """Forget it."""
@@ -276,8 +275,8 @@ class Link:
             pause = min(longest, pause * 2)
             try:
                 return await self._begin()
-            except BuslineError as error:
-                self.fault = str(error)
+            except Exception as error:  # whatever it is, giving up would leave everybody waiting
+                self.fault = str(translate(error, self.where))
 
     async def _begin(self) -> Session:
         session = Session(self._generation + 1, self._settings)

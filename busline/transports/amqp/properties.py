@@ -51,6 +51,9 @@ def check(message: Message) -> None:
         headers = meta + sum(len(key.encode()) + len(value.encode()) + 6 for key, value in message.headers.items())
         if headers > MAX_HEADER_BYTES:
             raise MessageTooLarge(headers, MAX_HEADER_BYTES)
+    if message.headers and not _OF_THE_BROKER.isdisjoint(message.headers):
+        taken = ", ".join(sorted(_OF_THE_BROKER.intersection(message.headers)))
+        raise ConfigurationError(f"headers of {message.topic!r}: {taken} mean something to RabbitMQ or to busline")
     if not 0 <= message.priority <= MAX_PRIORITY:
         raise ConfigurationError(f"priority {message.priority} of {message.topic!r} is not in 0 to {MAX_PRIORITY}")
 

@@ -16,7 +16,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp import commands
 
-from busline.errors import ConfigurationError, QueueNotFound
+from busline.errors import ConfigurationError, ConnectionLost, QueueNotFound
 from busline.message import Limits, QueueSpec
 from busline.transports.amqp.faults import reason
 from busline.transports.amqp.ladder import LONGEST
@@ -120,7 +120,9 @@ async def declare_queue(session: Session, spec: QueueSpec, kind: Kind, where: st
                     "Delete it when it is empty, or change what is asked for"
                 ) from error
         except ChannelLockedResource as error:
-            raise ConfigurationError(f"queue {spec.name!r} at {where} belongs to another connection") from error
+            text = f"queue {spec.name!r} at {where} belongs to another connection"
+            # One of ours may be dead, and the broker not know it yet: trying again helps.
+            raise (ConnectionLost if spec.ephemeral else ConfigurationError)(text) from error
         # As the broker has it: what else differs is seen only when this does not.
         tolerated[argument] = text
         chosen.pop(argument, None)

@@ -213,7 +213,8 @@ class AmqpTransport:
         """Into the ladder, at whose end the queue is."""
         number = delays.ticks(delay)
         try:
-            await self._ladder.prepare(await self._out.session(), number, to.queue)
+            async with asyncio.timeout(self._settings.timeout):
+                await self._ladder.prepare(await self._out.session(), number, to.queue)
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
