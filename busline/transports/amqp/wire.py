@@ -127,11 +127,64 @@ class Tap:
 
 
 def _is_readable(payload: bytes) -> bool:
+    """Can the library decode it? The usual is seen at a glance, at a fifth of the price; the rest is tried."""
     try:
+        if _is_usual(payload):
+            return True
         ContentHeader().unmarshal(payload)
     except Exception:  # ValueError, struct.error, OverflowError, RecursionError: what any client can provoke
         return False
     return True
+
+
+_TEXT, _TABLE, _OCTET, _TIME = range(4)
+_PROPERTIES = (
+    *((0x8000, _TEXT), (0x4000, _TEXT), (0x2000, _TABLE), (0x1000, _OCTET), (0x0800, _OCTET), (0x0400, _TEXT)),
+    *((0x0200, _TEXT), (0x0100, _TEXT), (0x0080, _TEXT), (0x0040, _TIME), (0x0020, _TEXT), (0x0010, _TEXT)),
+    *((0x0008, _TEXT), (0x0004, _TEXT)),
+)
+"""Flag and form of each property, in the order in which they follow: content type, encoding, headers …"""
+_PLAIN_SIZES = {ord("t"): 1, ord("I"): 4, ord("l"): 8}
+"""Bytes of header values that no content can spoil: booleans and integers."""
+
+
+def _is_usual(payload: bytes) -> bool:
+    """True only if every part is certain to be decodable."""
+    flags, at = payload[_FIXED] << 8 | payload[_FIXED + 1], _FIXED + 2
+    if flags & 3:
+        return False
+    for flag, form in _PROPERTIES:
+        if not flags & flag:
+            continue
+        if form == _TEXT:
+            end = at + 1 + payload[at]
+            payload[at + 1 : end].decode()
+        elif form == _OCTET:
+            end = at + 1
+        elif form == _TIME:
+            end = at + 8
+            if payload[at : at + 3] != b"\0\0\0":
+                return False
+        else:
+            end = at + 4 + int.from_bytes(payload[at : at + 4], "big")
+            if end > len(payload) or not _is_usual_table(payload, at + 4, end):
+                return False
+        at = end
+    return at == len(payload)
+
+
+def _is_usual_table(payload: bytes, at: int, end: int) -> bool:
+    while at < end:
+        value = at + 2 + payload[at]
+        payload[at + 1 : value - 1].decode()
+        kind = payload[value - 1]
+        if kind == 0x53:  # S, a text, whose bytes may be anything
+            at = value + 4 + int.from_bytes(payload[value : value + 4], "big")
+        elif size := _PLAIN_SIZES.get(kind):
+            at = value + size
+        else:
+            return False
+    return at == end
 
 
 def _unreadable(data: bytes) -> bytes:
