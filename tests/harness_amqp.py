@@ -14,9 +14,9 @@ class AmqpHarness:
 
     takeover = 3.0
 
-    def __init__(self, url: str, kind: str = "quorum") -> None:
+    def __init__(self, url: str, kind: str = "quorum", reply: str = "direct") -> None:
         self.name = f"amqp-{kind}"
-        self.url = f"{url}?kind={kind}"
+        self.url = f"{url}?kind={kind}&reply={reply}"
 
     def transport(self) -> AmqpTransport:
         return from_url(self.url)

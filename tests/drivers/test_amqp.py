@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import struct
+import sys
 import time
 import uuid
 from typing import Any
@@ -75,6 +76,39 @@ def test_the_password_is_nowhere_to_be_seen() -> None:
     with pytest.raises(ConfigurationError) as refused:
         from_url("amqp://me:s3cret@broker.example/")
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_missing_client_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [each for each in sys.modules if each.startswith("busline.transports.amqp")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "aio_pika", None)
+    with pytest.raises(ConfigurationError, match=r"pip install busline\[amqp\]"):
+        any_url("amqp://localhost/")
+
+
+async def test_what_broke_the_brokers_limit_says_so(rabbit: Rabbit) -> None:
+    queue = name("queue")
+    transport = await opened(rabbit)
+    try:
+        await transport.attach(QueueSpec(f"{queue}.dead", "svc", for_dead_letters=True))
+        await transport.attach(QueueSpec(queue, "svc", dead_letter=f"{queue}.dead"))
+        await transport.send(ToQueue(queue), Message("t", b"1", "{}", {"h": "1"}))
+        connection = await aiormq.connect(rabbit.url)
+        channel = await connection.channel()
+        for _ in range(41):
+            got = await channel.basic_get(queue)
+            await channel.basic_nack(got.delivery_tag or 0, requeue=True)
+        await connection.close()
+        until = time.monotonic() + 10
+        letters: list[Message] = []
+        while not letters and time.monotonic() < until:
+            letters = list(await transport.peek(f"{queue}.dead", 1))
+        (letter,) = letters
+        assert (letter.body, letter.meta, letter.headers["h"]) == (b"1", "{}", "1")
+        assert json.loads(letter.headers["busline-died"])["reason"] == "delivery_limit"
+        assert json.loads(letter.headers["busline-died"])["queue"] == queue
+    finally:
+        await transport.aclose()
 
 
 def test_escapes_arrive_unescaped() -> None:

@@ -54,3 +54,8 @@ async def test_transport(check: Check, kind: str, rabbit: Rabbit, request: pytes
 async def test_bus(check: BusCheck, kind: str, rabbit: Rabbit, request: pytest.FixtureRequest) -> None:
     excuse(request, check.__name__.removeprefix("check_"))
     await check(AmqpHarness(rabbit.url, kind))
+
+
+@pytest.mark.parametrize("check", [check for check in all_checks() if name(check).startswith("inbox.")], ids=name)
+async def test_inbox_with_a_reply_queue(check: Check, rabbit: Rabbit) -> None:
+    await run(check, AmqpHarness(rabbit.url, reply="queue"))

@@ -30,7 +30,8 @@ EVENTS = "busline.events"
 DELIVERY_LIMIT = 40
 """Starts after which the broker itself dead-letters a message: twice core's limit, the last resort."""
 NO_DELIVERY_LIMIT = 1_000_000_000
-"""For dead letters, which nobody may lose by looking at them. RabbitMQ 4 has a limit of 20 if none is set."""
+"""For dead letters, which nobody may lose by looking at them, and for what has nowhere to go. RabbitMQ 4 has a limit
+of 20 if none is set."""
 MAX_NAME_BYTES = 255
 
 _TOLERATED = frozenset(
@@ -76,11 +77,12 @@ def arguments(spec: QueueSpec, kind: Kind) -> dict[str, Any]:
     if spec.ephemeral:
         return chosen
     chosen["x-queue-type"] = kind
-    if kind == "quorum":
-        chosen["x-delivery-limit"] = NO_DELIVERY_LIMIT if spec.for_dead_letters else DELIVERY_LIMIT
+    moves = spec.dead_letter is not None and not spec.for_dead_letters
+    if kind == "quorum":  # what has nowhere to go would be dropped at the limit
+        chosen["x-delivery-limit"] = DELIVERY_LIMIT if moves else NO_DELIVERY_LIMIT
     else:
         chosen["x-max-priority"] = MAX_PRIORITY
-    if spec.dead_letter is not None and not spec.for_dead_letters:
+    if moves:
         chosen |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": spec.dead_letter}
     return chosen
 
