@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from secrets import token_hex
 
@@ -18,13 +19,16 @@ from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import PERSISTENT, TRANSIENT, check, is_readable, message_of, properties
 from busline.transports.amqp.publishing import Outlet
-from busline.transports.amqp.wire import Consume, Declare
+from busline.transports.amqp.wire import Consume, Declare, Delete
 
 DIRECT = "amq.rabbitmq.reply-to"
 QUEUE = "busline.reply."
 """How the name of a reply queue begins."""
 QUEUE_EXPIRES = 300.0
 """Seconds without its consumer after which the broker drops a reply queue."""
+
+DELETE_TIMEOUT = 2.0
+"""Seconds."""
 
 Unroutable = Callable[[Destination], BuslineError]
 
@@ -76,7 +80,19 @@ class AmqpInbox:
             return
         self.closed = True
         self._link.move_out(self)
+        session = self._link.current()
         await self._outlet.close()
+        if self._queue and session is not None:
+            await self._delete_queue(session)
+
+    async def _delete_queue(self, session: Session) -> None:
+        """So that whoever replies from now on is told; else it expires."""
+        try:
+            async with asyncio.timeout(DELETE_TIMEOUT), session.scratch() as channel:
+                await channel.rpc(Delete(queue=self._queue))
+        except (BuslineError, *LIBRARY) as error:
+            if was_cancelled(error):
+                raise
 
     # -- as a resident ------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from busline.transports.amqp import ladder as delays
 from busline.transports.amqp.attaching import Attached
 from busline.transports.amqp.consuming import AmqpConsumer
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.inbox import QUEUE as REPLY_QUEUE
 from busline.transports.amqp.inbox import AmqpInbox, is_address
 from busline.transports.amqp.inspection import Inspection
 from busline.transports.amqp.ladder import Ladder
@@ -182,7 +183,14 @@ class AmqpTransport:
         check(message)
         if not is_address(address):
             return False
-        return await self._replies.put(address, message.body, properties(message, mode=TRANSIENT))
+        if not address.startswith(REPLY_QUEUE):
+            return await self._replies.put(address, message.body, properties(message, mode=TRANSIENT))
+        to = ToQueue(address)
+        try:
+            await self._outlet.put("", address, message.body, properties(message), lambda: self._unroutable(to))
+        except QueueNotFound:
+            return False
+        return True
 
     async def _send(self, to: Destination, message: Message) -> None:
         if message.delay > 0:
