@@ -49,6 +49,10 @@ class Binding:
 
     def invoke(self, payload: Any, context: Context) -> Any:
         """Call the function: a coroutine for an async one, else its result."""
+        return self.function(**self.arguments(payload, context))
+
+    def arguments(self, payload: Any, context: Context | None) -> dict[str, Any]:
+        """The arguments for a payload that `parse` made."""
         names = self._payload_names
         arguments = {}
         if len(names) == 1:
@@ -57,7 +61,12 @@ class Binding:
             arguments = {name: getattr(payload, name) for name in names}
         if self._context_name is not None:
             arguments[self._context_name] = context
-        return self.function(**arguments)
+        return arguments
+
+    @property
+    def wants_context(self) -> bool:
+        """One of the parameters is the Context."""
+        return self._context_name is not None
 
 
 def _is_async(function: Function) -> bool:

@@ -1,8 +1,9 @@
 """The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
 
-On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `correlation`,
-`causation`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields that this version does
-not know are kept when a message is sent on; a version that it does not know is refused, never guessed.
+On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `due`,
+`correlation`, `causation`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields that
+this version does not know are kept when a message is sent on; a version that it does not know is refused, never
+guessed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Envelope:
     """Of a call: after it nobody waits for the answer."""
     expires_at: float | None = None
     """Of a job or an event with a ttl: after it, it must not start."""
+    due_at: float | None = None
+    """When it could first be delivered, where that is not when it was sent: it was delayed, or is tried again."""
     correlation_id: str = ""
     """The id of the message at the root of the conversation."""
     causation_id: str | None = None
@@ -57,6 +60,8 @@ class Envelope:
             fields["deadline"] = self.deadline
         if self.expires_at is not None:
             fields["expires"] = self.expires_at
+        if self.due_at is not None:
+            fields["due"] = self.due_at
         if self.correlation_id and self.correlation_id != self.id:
             fields["correlation"] = self.correlation_id
         if self.causation_id:
@@ -67,9 +72,9 @@ class Envelope:
             fields = {**self.unknown, **fields}
         return orjson.dumps(fields).decode()
 
-    def next_attempt(self) -> Envelope:
-        """The same message, to be tried once more."""
-        return replace(self, attempt=self.attempt + 1)
+    def next_attempt(self, due_at: float) -> Envelope:
+        """The same message, to be tried once more from `due_at`."""
+        return replace(self, attempt=self.attempt + 1, due_at=due_at)
 
     def dead(self, failure: dict[str, Any]) -> Envelope:
         """The same message as a dead letter: nobody waits for it and it does not expire."""
@@ -82,6 +87,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "attempt": int,
     "deadline": (int, float),
     "expires": (int, float),
+    "due": (int, float),
     "correlation": str,
     "causation": str,
     "failure": dict,
@@ -105,6 +111,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         attempt,
         fields.pop("deadline", None),
         fields.pop("expires", None),
+        fields.pop("due", None),
         fields.pop("correlation", ident),
         fields.pop("causation", None),
         fields.pop("failure", None),

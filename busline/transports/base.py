@@ -124,8 +124,11 @@ class Transport(Protocol):
         nothing was stored. `MessageTooLarge` is raised before any I/O. Blocks at most until the broker answers.
         """
 
-    async def publish(self, topic: str, *messages: Message) -> None:
-        """One durable copy per queue whose pattern matches `topic` at the moment of acceptance; none is fine."""
+    async def publish(self, topic: str, *messages: Message) -> bool:
+        """One durable copy per queue whose pattern matches `topic` at the moment of acceptance.
+
+        None is fine; then False is returned, so that core can stop publishing what nobody wants to hear.
+        """
 
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> Consumer:
         """Begin to consume a queue that was attached, with at most `slots` × `prefetch` messages out at once."""
