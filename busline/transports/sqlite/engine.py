@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
 import time
@@ -25,6 +24,8 @@ PATIENCE = 30.0
 """Seconds for which the file may be locked by others before operations fail."""
 RETRY_AFTER = 0.4
 """Seconds until acks and claims are tried again after the file failed."""
+_HOPEFUL = 0.002
+"""Seconds of being locked out after which timers, which are no finer than milliseconds, are fine enough."""
 _SPIN = (0.0, 0.0, 0.0, 20e-6, 20e-6, 50e-6, 50e-6)
 
 
@@ -92,9 +93,12 @@ class Engine:
         """Can the file be written?"""
         return self._trouble or Health("healthy", self._since)
 
-    def report(self, error: Exception) -> None:
-        """Something that works on the file beside the operations has failed."""
-        self._in_trouble(as_transport_error(error, self._where))
+    def report(self, error: Exception | None) -> None:
+        """Something that reads the file beside the operations has failed, or works again."""
+        if error is not None:
+            self._in_trouble(as_transport_error(error, self._where))
+        elif self._trouble is not None:
+            self._trouble, self._since = None, time.time()
 
     def close(self) -> None:
         """Nothing is carried out any more; what was pending raises TransportClosed."""
@@ -131,7 +135,7 @@ class Engine:
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
-                time.sleep(pause) if pause else os.sched_yield()
+                time.sleep(pause)
             else:
                 self._busy_since = None
                 return True
@@ -148,7 +152,10 @@ class Engine:
                 self._pending.popleft().settle(error)
             self._suspects = 0
         waited = now - self._busy_since
-        self._handle = self._loop.call_later(random.uniform(0.0005, min(0.02, 0.002 + waited / 10)), self._flush)
+        if waited < _HOPEFUL:
+            self._handle = self._loop.call_soon(self._flush)
+        else:
+            self._handle = self._loop.call_later(random.uniform(0.0005, min(0.02, 0.002 + waited / 10)), self._flush)
 
     def _take(self) -> list[Operation]:
         size = 1 if self._suspects else MAX_BATCH
@@ -177,7 +184,7 @@ class Engine:
     def _succeeded(self, batch: list[Operation]) -> None:
         self._suspects = max(0, self._suspects - len(batch))
         if self._trouble is not None:
-            self._trouble, self._since = None, time.time()
+            self.report(None)
         self._ledger.committed()
         durable = []
         for operation in batch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl, unquote
 
-from busline.errors import ConfigurationError, MessageTooLarge, TransportClosed
+from busline.errors import ConfigurationError, MessageTooLarge, QueueNotFound, TransportClosed
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats
 from busline.transports.sqlite.connecting import connect
 from busline.transports.sqlite.consumer import SqliteConsumer
@@ -113,7 +114,8 @@ class SqliteTransport:
             return row[0] if row else 0
 
         if number := await session.engine.run(find):
-            await session.inspection.purge(queue)
+            with contextlib.suppress(QueueNotFound):  # somebody else was quicker
+                await session.inspection.purge(queue)
             await session.engine.run(lambda: remove(session.db, session.ledger, number), durable=True)
 
     async def send(self, to: Destination, *messages: Message) -> None:

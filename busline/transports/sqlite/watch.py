@@ -13,6 +13,7 @@ from busline.errors import BuslineError
 from busline.transports.sqlite import liveness
 from busline.transports.sqlite import statements as sql
 from busline.transports.sqlite.declaring import forget_process
+from busline.transports.sqlite.faults import is_busy
 
 if TYPE_CHECKING:
     from busline.transports.sqlite.session import Session
@@ -27,6 +28,7 @@ class Watch:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._task: asyncio.Task[None] | None = None
+        self._failed = False
 
     def start(self) -> None:
         """Begin the rounds."""
@@ -81,8 +83,16 @@ class Watch:
             try:
                 await self.reap()
                 self._look_again()
-            except (sqlite3.Error, BuslineError, OSError) as error:
-                self._session.engine.report(error)
+            except BuslineError:
+                continue  # an operation failed, and the engine knows
+            except (sqlite3.Error, OSError) as error:
+                if not is_busy(error):
+                    self._failed = True
+                    self._session.engine.report(error)
+            else:
+                if self._failed:
+                    self._failed = False
+                    self._session.engine.report(None)
 
     def _look_again(self) -> None:
         session = self._session
