@@ -7,8 +7,14 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from busline.message import Delivery, Job
-from busline.outbox import Departure, Outbox
 from busline.wire import Envelope
+
+
+class Departure(Protocol):
+    """A message that is ready to leave."""
+
+    @property
+    def job(self) -> Job: ...
 
 
 class Verbs(Protocol):
@@ -29,8 +35,7 @@ class Verbs(Protocol):
 class Settling(Protocol):
     """What a context needs of the attempt that it belongs to."""
 
-    @property
-    def outbox(self) -> Outbox: ...
+    def keep(self, departure: Departure) -> None: ...
     async def ack(self) -> None: ...
     async def nack(self, *, requeue: bool, delay: float) -> None: ...
 
@@ -105,7 +110,7 @@ class Context:
         if immediate:
             return await self._bus.send(topic, payload, **options)
         departure = self._bus.prepare_send(topic, payload, **options)
-        self._work.outbox.add(departure)
+        self._work.keep(departure)
         return departure.job
 
     async def publish(self, topic: Any, payload: Any = None, *, immediate: bool = False, **options: Any) -> None:
@@ -113,7 +118,7 @@ class Context:
         if immediate:
             await self._bus.publish(topic, payload, **options)
         else:
-            self._work.outbox.add(self._bus.prepare_publish(topic, payload, **options))
+            self._work.keep(self._bus.prepare_publish(topic, payload, **options))
 
     async def ack(self) -> None:
         """The message is done with, whatever comes: returns once the broker has forgotten it.

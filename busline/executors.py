@@ -12,8 +12,6 @@ from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from busline.binding import Binding, Function
 from busline.codec import encode
-from busline.context import Context
-from busline.errors import ConfigurationError
 
 
 class ThreadRun:
@@ -56,14 +54,3 @@ async def run_in_process(function: Function, body: bytes, limiter: CapacityLimit
 def _call_there(function: Function, body: bytes) -> bytes:
     binding = Binding(function)
     return encode(binding.function(**binding.arguments(binding.parse(body), None)))
-
-
-def check_process_handler(function: Function, binding: Binding) -> None:
-    """Raise ConfigurationError if `function` cannot run in another process."""
-    name = getattr(function, "__qualname__", repr(function))
-    if binding.is_async:
-        raise ConfigurationError(f"{name} is async; executor='process' is for plain functions")
-    if binding.wants_context:
-        raise ConfigurationError(f"{name} asks for the {Context.__name__}, which stays in the worker's process")
-    if "<" in name or not hasattr(function, "__module__"):
-        raise ConfigurationError(f"{name} is not at the top level of a module, where another process could find it")

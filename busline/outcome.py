@@ -242,9 +242,18 @@ def nacked(delivery: Delivery, envelope: Envelope, terms: Terms, *, requeue: boo
     return (Release(delay),)
 
 
-def after_ack(effects: Effects) -> Effects:
+def after_early_ack(effects: Effects, delivery: Delivery, envelope: Envelope, *, now: float) -> Effects:
     """The same effects for a message that was acked before it ran: what would be given back is sent again."""
-    return tuple(effect for effect in effects if effect is not ACK)
+    return tuple(
+        Resend(later(delivery, envelope, delay=effect.delay, now=now)) if isinstance(effect, Release) else effect
+        for effect in effects
+        if effect is not ACK
+    )
+
+
+def after_own_ack(effects: Effects) -> Effects:
+    """What is left to do when the handler had acked by itself: its caller is answered, nothing is sent again."""
+    return tuple(effect for effect in effects if isinstance(effect, Reply | OnFailure))
 
 
 def later(delivery: Delivery, envelope: Envelope, *, delay: float, now: float) -> Message:

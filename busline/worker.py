@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio import CapacityLimiter, create_task_group
+from anyio import create_task_group
 from anyio.abc import TaskGroup
 
 from busline.errors import BuslineError, ConfigurationError
 from busline.handling import Services
 from busline.message import Delivery
 from busline.registry import Plan, QueuePlan
+from busline.running import Alarm
 from busline.slots import QueueSlots
 from busline.telemetry import log
 from busline.wheel import Wheel
@@ -37,15 +38,30 @@ class Worker:
     """Consumes while it is entered. Made by `Bus.worker`; may be entered once."""
 
     def __init__(
-        self, plan: Plan, services: Services, *, concurrency: int, prefetch: int, drain_timeout: float
+        self,
+        plan: Plan,
+        services: Services,
+        *,
+        concurrency: int,
+        prefetch: int,
+        drain_timeout: float,
+        rate_share: float = 1.0,
     ) -> None:
+        services.notify = self._announce
+        services.alarms = Wheel(services.clock, _ring)
         self._queues = [
-            QueueSlots(queue, services, count=concurrency, prefetch=prefetch, on_closed=self.stop)
+            QueueSlots(
+                queue,
+                services,
+                count=concurrency,
+                prefetch=prefetch,
+                rate_share=rate_share,
+                on_closed=self.stop,
+            )
             for queue in plan.queues.values()
         ]
         self._services = services
-        services.threads = CapacityLimiter(max(1, concurrency * len(self._queues)))
-        services.notices = Wheel(services.clock, self._announce)
+        services.threads.total_tokens = max(1, sum(queue.count for queue in self._queues))
         self._drain_timeout = drain_timeout
         self._started: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -56,6 +72,16 @@ class Worker:
     def queues(self) -> Sequence[QueuePlan]:
         """What it serves."""
         return [queue.plan for queue in self._queues]
+
+    @property
+    def paused(self) -> dict[str, list[str]]:
+        """Queues that are not consumed at the moment, and why."""
+        return {queue.plan.spec.name: list(queue.gate.reasons.values()) for queue in self._queues if queue.gate.reasons}
+
+    @property
+    def shortest_lease(self) -> float | None:
+        """Seconds that the messages of this worker stay ours without a sign of life; None = no limit."""
+        return min((queue.lease for queue in self._queues if queue.lease is not None), default=None)
 
     @property
     def running(self) -> int:
@@ -148,7 +174,7 @@ class Worker:
         return False
 
     async def _close(self) -> None:
-        self._services.notices.close()
+        self._services.alarms.close()
         for queue in self._queues:
             try:
                 await queue.aclose()
@@ -166,6 +192,10 @@ class Worker:
             await self._services.transport.reply(message.reply_to or "", reply_to(message, "started", b"null"))
         except BuslineError as error:
             log.info("a start could not be reported: %s", error, extra={"event": "notice_failed"})
+
+
+def _ring(alarm: Alarm) -> None:
+    alarm()
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
