@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 URL ?=
 BIN := .venv/bin
+CHECKS = $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/pyright --pythonpath $(BIN)/python
 
 # pyright ships inside its package; without this it would look for a newer release on every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -20,15 +21,12 @@ demo: .venv/installed ## four workers, one of them killed, and the count of what
 
 test: .venv/developed ## lint, types and all tests
 	@status=0; \
-	$(MAKE) --no-print-directory check || status=$$?; \
+	{ $(CHECKS); } || status=$$?; \
 	$(BIN)/python -m pytest || status=$$?; \
 	exit $$status
 
 check: .venv/developed ## lint, format and types: ruff, mypy, pyright
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/pyright
+	@$(CHECKS)
 
 bench: .venv/developed ## measure it on this machine
 	$(BIN)/python -m benchmarks

@@ -97,7 +97,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _usage(error: Exception) -> Exit:
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    formatted = getattr(error, "format_message", error.__str__)
+    text = str(formatted())
     if "\n" in text:  # the help, because nothing was asked for; newer versions of typer have printed it already
         say(text)
     elif text:

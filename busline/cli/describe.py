@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from busline.bus import Bus
@@ -14,9 +14,6 @@ from busline.cli.exits import Exit, Failure
 from busline.registry import Handler, Plan
 from busline.retry import Retry
 from busline.transports import from_url
-
-SHOWN_DELAYS = 4
-"""Of a longer series of retries, so many delays are written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +84,12 @@ def _retry(handler: Handler) -> str:
     if handler.declaration.subscriber:
         return jobs
     calls = _series(handler.call_retry)
-    return jobs if calls == jobs else f"calls {calls}, jobs {jobs}"
+    return jobs if calls == jobs else f"calls {calls}; jobs {jobs}"
 
 
 def _series(retry: Retry) -> str:
-    """`3× (2, 4, 8 s)`, or `never`."""
+    """`3×, first after 2 s`, or `never`."""
     if not retry.limit:
         return "never"
-    plain = replace(retry, jitter=False, when=(BaseException,), unless=())
-    delays = [plain.next_delay(attempt, Exception()) or 0.0 for attempt in range(1, retry.limit + 1)]
-    figures = [f"{delay:g}" for delay in delays[:SHOWN_DELAYS]]
-    if len(delays) > SHOWN_DELAYS:
-        figures += ["…", f"{delays[-1]:g}"]
-    return f"{retry.limit}× ({', '.join(figures)} s)"
+    first = retry.delays[0] if retry.delays else retry.first
+    return f"{retry.limit}×, first after {first:g} s"

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -99,9 +98,8 @@ class Leaving:
         """The worker is entered: a request now drains it."""
         self._worker = worker
 
-    def left(self) -> Exit:
-        """The worker has left; from here on, the process must end soon. Returns its exit code."""
-        code = Exit.OK if self.requests < 2 else Exit.ABORTED
+    def left(self, code: Exit) -> Exit:
+        """The worker has left: from here on the process ends soon, with `code`, whatever its threads still do."""
         self._watchdog.end_within(LAST_PATIENCE, code)
         return code
 
@@ -139,11 +137,6 @@ class Leaving:
         self.request()
 
     def _hold(self, lifeline: int) -> None:
-        wait_for_end(lifeline)
+        while os.read(lifeline, 1):  # until the last process that could write to it is gone
+            continue
         self.request()
-
-
-def wait_for_end(lifeline: int, read: Callable[[int, int], bytes] = os.read) -> None:
-    """Until the last process that could write to the pipe is gone."""
-    while read(lifeline, 1):
-        continue

@@ -13,7 +13,7 @@ import typer
 
 from busline.bus import Bus
 from busline.cli.describe import plan_of, served, where
-from busline.cli.exits import Exit, Failure
+from busline.cli.exits import Exit, Failure, exit_for
 from busline.cli.handlers import App
 from busline.cli.leaving import Leaving, patience
 from busline.cli.load import load_bus
@@ -72,19 +72,24 @@ def _serve(options: Options, lifeline: int | None) -> Exit:
     if lifeline is None:
         _announce(options, bus)
     try:
-        asyncio.run(_consume(options, bus, leaving))
+        return asyncio.run(_consume(options, bus, leaving))
     except asyncio.CancelledError:
         if not leaving.requests:
             raise
-    return leaving.left()
+        return leaving.left(Exit.OK)  # told to stop before it had begun
 
 
-async def _consume(options: Options, bus: Bus, leaving: Leaving) -> None:
+async def _consume(options: Options, bus: Bus, leaving: Leaving) -> Exit:
     leaving.connecting()
-    async with bus.worker(concurrency=options.concurrency, drain_timeout=options.drain_timeout) as entered:
-        leaving.serving(entered)
-        say(f"ready (process {os.getpid()})")
-        await entered.wait()
+    try:
+        async with bus.worker(concurrency=options.concurrency, drain_timeout=options.drain_timeout) as entered:
+            leaving.serving(entered)
+            say(f"ready (process {os.getpid()})")
+            await entered.wait()
+    except Exception as error:
+        leaving.left(exit_for(error))
+        raise
+    return leaving.left(Exit.OK if leaving.requests < 2 else Exit.ABORTED)
 
 
 def _supervise(options: Options) -> Exit:

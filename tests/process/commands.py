@@ -44,7 +44,10 @@ class Running:
 
     def until_ready(self, number: int = 1) -> list[int]:
         """Wait for `number` processes in all to have been ready; returns them."""
-        until(lambda: len(self.pids) >= number, f"{number} processes are ready: {self.err.read_text()}")
+        until(
+            lambda: len(self.pids) >= number,
+            f"{number} processes are ready: {self.out.read_text()}{self.err.read_text()}",
+        )
         return self.pids
 
     def until_logged(self, event: str) -> None:

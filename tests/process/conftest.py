@@ -36,6 +36,10 @@ def stuck():
     note("begin stuck")
     time.sleep(600)
 
+@bus.handler("disconnect")
+async def disconnect():
+    await bus.transport.aclose()
+
 @bus.handler("add")
 async def add(a: int, b: int = 0) -> int:
     return a + b
