@@ -23,6 +23,9 @@ class Gate:
         self._clock = clock
         self._on_change = on_change
         self._reasons: dict[str, str] = {}
+        self.opened = anyio.Event()
+        """Set while it is open; a slot waits for it before it asks for a message."""
+        self.opened.set()
         self._pauses: dict[str, float] = {}
 
     @property
@@ -39,6 +42,7 @@ class Gate:
             "queue %s is paused: %s", self._queue, why, extra={"event": "paused", "queue": self._queue, "reason": name}
         )
         if len(self._reasons) == 1:
+            self.opened = anyio.Event()
             self._on_change()
 
     def close_for(self, name: str, why: str, seconds: float) -> None:
@@ -56,6 +60,7 @@ class Gate:
             return
         if not self._reasons:
             log.info("queue %s is resumed", self._queue, extra={"event": "resumed", "queue": self._queue})
+            self.opened.set()
             self._on_change()
 
     def _end_pause(self, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from busline.errors import (
     TimeLimitExceeded,
 )
 from busline.events import Events
+from busline.gates import Gate
 from busline.limits import FailureWindow
 from busline.message import Delivery, Limits
 from busline.outcome import Effects, Fault, Release, Resend, RunAgain, Terms
@@ -82,12 +83,14 @@ class SlotLike(Protocol):
 class Handling:
     """Handles the deliveries of one queue, several at a time, each in the slot's own task."""
 
-    def __init__(self, plan: QueuePlan, services: Services, pause: Callable[[str, str, float], None]) -> None:
+    def __init__(
+        self, plan: QueuePlan, services: Services, gate: Gate, pause: Callable[[float], Awaitable[None]]
+    ) -> None:
         self._plan = plan
         self._services = services
         self._now = services.clock.time
         self._telemetry = services.telemetry
-        self._pause = pause
+        self._gate = gate
         self._first_seen: OrderedDict[str, float] = OrderedDict()
         breaker = plan.options.breaker
         self._window = FailureWindow(breaker) if breaker else None
@@ -230,7 +233,9 @@ class Handling:
             return
         breaker = self._plan.options.breaker
         assert breaker is not None
-        self._pause("breaker", f"at least {breaker.share:.0%} failed within {breaker.window:g} s", breaker.pause)
+        self._gate.close_for(
+            "breaker", f"at least {breaker.share:.0%} failed within {breaker.window:g} s", breaker.pause
+        )
 
     def _as_settled(self, work: Work, effects: Effects) -> Effects:
         """What is left to do of `effects` for a message that something has settled already."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from busline.errors import ConfigurationError
 from busline.message import Binding
@@ -100,9 +100,47 @@ def parse_rate(rate: str) -> float:
     return _SECONDS[found[2]] / float(found[1])
 
 
+class HandlerOptions(TypedDict, total=False):
+    """What `Router.handler` and `Router.subscriber` take by keyword. Times are seconds.
+
+    Said of the handler:
+
+    * `retry`: applies to calls, too, which are otherwise not retried.
+    * `ack`: "late", after it ran, so that a crash delivers the message again (the default); or "early", confirmed
+      before it runs, so that a crash loses it.
+    * `soft_time_limit`: SoftTimeLimitExceeded is raised inside an async handler, which may clean up, or return.
+    * `time_limit`: the handler is cancelled, or its process killed; a failure like any other.
+    * `executor`: where a plain function runs; "thread", or "process", which makes it killable.
+    * `on_failure`: called on the final failure, with what it asks for by annotation: the error, the Context, and the
+      payload as the handler takes it. Its own failure is logged and loses nothing.
+
+    Said of the queue, so that the handler has one of its own, `{service}.{topic}`:
+
+    * `queue`: a `Queue` with options; or only the name of a queue, which several handlers may share.
+    * `rate_limit`: starts per second, minute or hour, e.g. "10/m", of all processes of one worker together.
+    * `concurrency`: messages at a time in each process.
+    * `requires`, `on_down`: health checks; while one fails the queue is not consumed ("pause", the default), or
+      callers get Unavailable at once and jobs wait as delayed copies ("answer"), or it is only logged ("warn").
+    * `breaker`: stops the queue for a while when too large a share fails.
+    """
+
+    queue: str | Queue | None
+    retry: Retry | None
+    ack: Ack
+    soft_time_limit: float | None
+    time_limit: float | None
+    executor: Executor
+    on_failure: Callable[..., Any] | None
+    rate_limit: str | None
+    concurrency: int | None
+    requires: Sequence[Check | Callable[[], Awaitable[object]]]
+    on_down: OnDown
+    breaker: Breaker | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Everything that can be said about one handler or subscriber; see `Router.handler` for the meaning of each."""
+    """`HandlerOptions` with their defaults, checked. Raises ConfigurationError for what cannot be."""
 
     queue: str | Queue | None = None
     retry: Retry | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -34,7 +34,7 @@ class Settlement:
         transport: Transport,
         telemetry: Telemetry,
         events: Events,
-        pause: Callable[[str, str, float], None],
+        pause: Callable[[float], Awaitable[None]],
     ) -> None:
         self._plan = plan
         self._bus = bus
@@ -83,7 +83,7 @@ class Settlement:
             case Release(delay):
                 await self._release(delivery, envelope, consumer, delay)
             case Pause(seconds):
-                self._pause("retry rule", "a handler's error asked for it", seconds)
+                await self._pause(seconds)
             case Drop():
                 self._telemetry.stats.expired_calls += 1
 

@@ -72,7 +72,7 @@ class QueueSlots:
         self._services = services
         self._count = plan.options.concurrency or count
         self.gate = Gate(plan.spec.name, services.clock, self._on_gate)
-        self._handling = Handling(plan, services, self.gate.close_for)
+        self._handling = Handling(plan, services, self.gate, self._pause)
         self._slots = [Slot(self._on_cancel) for _ in range(self._count)]
         self._prefetch = prefetch
         rate = plan.options.rate_limit
@@ -160,6 +160,11 @@ class QueueSlots:
             self._gate_changed = anyio.Event()
             await self._apply_gate()
 
+    async def _pause(self, seconds: float) -> None:
+        """For a retry rule: returns when nothing more is fetched, so that the message can be given back."""
+        self.gate.close_for("retry rule", "a handler's error asked for it", seconds)
+        await self._apply_gate()
+
     async def _apply_gate(self) -> None:
         """Resize the consumer to what the gate and the rate limit allow now."""
         consumer = self._consumer
@@ -211,6 +216,8 @@ class QueueSlots:
     async def _next(self, slot: Slot) -> None:
         consumer = slot.consumer = self._consumer
         assert consumer is not None, "attach() comes before run()"
+        if self.gate.reasons:
+            await self.gate.opened.wait()
         try:
             spaced = self._spacing is not None
             deliveries = await (self._receive_spaced(consumer, slot) if spaced else consumer.receive(1))
