@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 URL ?=
 BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --constraint constraints.txt
 CHECKS = $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/pyright --pythonpath $(BIN)/python
 
 # pyright ships inside its package; without this it would look for a newer release on every run.
@@ -35,17 +36,19 @@ clean: ## remove the virtual environment and what tools left behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "installing busline into .venv"
+	@$(INSTALL) --editable . >.venv/pip.log 2>&1 || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' 'pyright[nodejs]'
+	@echo "installing the tools of development"
+	@$(INSTALL) --editable '.[dev]' 'pyright[nodejs]' >.venv/pip.log 2>&1 || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
 # Debian's Python comes without ensurepip: then the system's pip fills the environment, or makes it by virtualenv.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "busline needs Python 3.11: make PYTHON=/path/to/it"; exit 1; }
 	@$(PYTHON) -m venv .venv >/dev/null 2>&1 \
-	|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --quiet --python $@ install pip; } \
+	|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $@ install --quiet pip 2>/dev/null; } \
 	|| { $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv \
 	     && PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --clear --quiet .venv; }

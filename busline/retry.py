@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 from typing import Literal, Self
 
 from busline.errors import ConfigurationError
@@ -65,11 +66,17 @@ class Retry:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        figures = [self.first, self.step, self.cap, self.immediate, self.max_retries or 0, *(self.delays or ())]
-        if any(not figure >= 0 for figure in figures) or not self.factor > 0:
-            raise ConfigurationError(f"a retry policy has no negative figures: {self}")
+        figures = [self.first, self.step, *(self.delays or ())]
+        if not all(figure >= 0 and isfinite(figure) for figure in figures) or not self.cap >= 0:
+            raise ConfigurationError(f"the delays of a retry policy are seconds from 0: {self}")
+        if not self.factor > 0 or (self.max_retries or 0) < 0 or self.immediate < 0:
+            raise ConfigurationError(f"a retry policy has a factor above 0 and no negative numbers of retries: {self}")
         if self.delays is not None and not self.delays:
             raise ConfigurationError("delays=[] retries never; write max_retries=0")
+        try:
+            isinstance(None, (self.when, self.unless))
+        except TypeError as error:
+            raise ConfigurationError(f"when= and unless= take exception classes, or tuples of them: {self}") from error
 
     @classmethod
     def linear(
@@ -144,8 +151,11 @@ class Retry:
     def _plain(self, retry: int) -> float:
         if self.delays is not None:
             return self.delays[min(retry, len(self.delays)) - 1]
-        # Beyond 64 doublings every cap is reached; the bound keeps the power from overflowing.
-        return min(self.cap, self.first * self.factor ** min(retry - 1, 64) + self.step * (retry - 1))
+        try:
+            growth = float(self.factor) ** (retry - 1)
+        except OverflowError:
+            growth = inf
+        return min(self.cap, (self.first * growth if self.first else 0.0) + self.step * (retry - 1))
 
 
 JOB_RETRY = Retry(max_retries=3, first=2.0, factor=2.0)

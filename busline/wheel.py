@@ -10,14 +10,16 @@ from busline.clock import Clock, Timer
 
 K = TypeVar("K", bound=Hashable)
 
-RESOLUTION = 0.01
-"""Width of a bucket, seconds: a key is reported up to this much late and never early."""
+RESOLUTION = 1 / 128
+"""Width of a bucket, seconds: a key is reported up to this much late and never early. A power of two, so that the
+instant at which a bucket ends is exact, and a timer set for it does not find itself a moment too early."""
 
 
 class Wheel(Generic[K]):
     """Adding and discarding cost a dict operation each; only the earliest bucket has a timer.
 
-    `on_due` is called in the event loop with each key whose instant has passed and that was not discarded.
+    `on_due` is called in the event loop with each key whose instant has passed and that was not discarded; it may add
+    and discard, and must not raise.
     """
 
     __slots__ = ("_armed_for", "_buckets", "_clock", "_heap", "_on_due", "_timer")
@@ -37,18 +39,16 @@ class Wheel(Generic[K]):
         if keys is None:
             keys = self._buckets[bucket] = {}
             heappush(self._heap, bucket)
-            if self._timer is None or bucket < self._armed_for:
-                self._arm(bucket)
+            self._arm(bucket)
         keys[key] = None
         return bucket
 
     def discard(self, key: K, ticket: int) -> None:
         """Forget `key`; harmless if it was reported already."""
+        # An emptied bucket stays until its time, so that it is in the heap once, however many keys come and go.
         keys = self._buckets.get(ticket)
         if keys is not None:
             keys.pop(key, None)
-            if not keys:
-                del self._buckets[ticket]
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
@@ -63,6 +63,8 @@ class Wheel(Generic[K]):
 
     def _arm(self, bucket: int) -> None:
         if self._timer is not None:
+            if self._armed_for <= bucket:
+                return
             self._timer.cancel()
         self._armed_for = bucket
         self._timer = self._clock.call_at(bucket * RESOLUTION, self._turn)
@@ -70,8 +72,12 @@ class Wheel(Generic[K]):
     def _turn(self) -> None:
         self._timer = None
         passed = int(self._clock.time() / RESOLUTION)
-        while self._heap and (self._heap[0] <= passed or self._heap[0] not in self._buckets):
-            for key in self._buckets.pop(heappop(self._heap), ()):
+        while self._heap and (self._heap[0] <= passed or not self._buckets[self._heap[0]]):
+            bucket = heappop(self._heap)
+            keys = self._buckets[bucket]
+            while keys:  # `on_due` may add to them and discard from them
+                key, _ = keys.popitem()
                 self._on_due(key)
-        if self._heap and self._timer is None:
+            self._buckets.pop(bucket, None)
+        if self._heap:
             self._arm(self._heap[0])

@@ -9,7 +9,6 @@ guessed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ from busline.errors import CodecError
 from busline.message import Message
 
 VERSION = 1
+MAX_ATTEMPT = 2**53
+"""The next one is a number that every JSON reader can still tell apart."""
 ReplyStatus = Literal["ok", "error", "started"]
 
 
@@ -78,7 +79,7 @@ class Envelope:
 
     def dead(self, failure: dict[str, Any]) -> Envelope:
         """The same message as a dead letter: nobody waits for it and it does not expire."""
-        return replace(self, failure=failure, deadline=None)
+        return replace(self, failure=failure, deadline=None, expires_at=None)
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -103,9 +104,9 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         return Envelope(id=message.correlation_id or new_id(), sent_at=now)
     fields = _fields(message.meta)
     ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
-    if not ident or attempt < 1:
-        raise CodecError("the busline header has no id, or an attempt below 1")
-    return Envelope(
+    if not ident or not 1 <= attempt <= MAX_ATTEMPT:
+        raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
+    envelope = Envelope(
         ident,
         fields.pop("sent", now),
         attempt,
@@ -117,6 +118,17 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         fields.pop("failure", None),
         fields,
     )
+    if fields or envelope.failure:
+        _check_nesting(envelope)
+    return envelope
+
+
+def _check_nesting(envelope: Envelope) -> None:
+    """orjson reads 1024 levels and writes 254: what could never be sent on is refused when it is received."""
+    try:
+        envelope.encode()
+    except TypeError as error:
+        raise CodecError(f"the busline header cannot be sent on: {error}") from error
 
 
 def _fields(meta: str) -> dict[str, Any]:
@@ -124,15 +136,13 @@ def _fields(meta: str) -> dict[str, Any]:
         fields = orjson.loads(meta)
     except (orjson.JSONDecodeError, RecursionError) as error:
         raise CodecError(f"the busline header is not JSON: {error}") from error
-    if not isinstance(fields, dict) or (version := fields.pop("v", None)) != VERSION:
-        version = version if isinstance(fields, dict) else None
+    version = fields.pop("v", None) if isinstance(fields, dict) else None
+    if version != VERSION or version is True:
         raise CodecError(f"the busline header is of version {version!r}, this side reads {VERSION}")
     for name, value in fields.items():
         expected = _TYPES.get(name)
         if expected and (not isinstance(value, expected) or value is True or value is False):
             raise CodecError(f"{name!r} in the busline header is a {type(value).__name__}")
-        if isinstance(value, float) and not isfinite(value):
-            raise CodecError(f"{name!r} in the busline header is not a finite number")
     return fields
 
 
@@ -160,12 +170,25 @@ def reply_status(reply: Message) -> ReplyStatus:
     raise CodecError(f"a reply has the status {named!r}, which this side does not know")
 
 
+def printable(text: str) -> str:
+    """The text, with a question mark for each lone surrogate, which no JSON can carry (file names have them)."""
+    return text.encode(errors="replace").decode()
+
+
+def text_of(error: BaseException) -> str:
+    """What the exception says, fit to travel, also where saying it fails."""
+    try:
+        return printable(str(error))
+    except Exception as fault:
+        return f"(its text cannot be had: {fault.__class__.__name__})"
+
+
 def encode_error(type: str, message: str, details: dict[str, Any]) -> bytes:
     """The body of an error reply; details that have no JSON form are left out rather than the error."""
     try:
         return encode({"type": type, "message": message, "details": details})
     except CodecError:
-        return encode({"type": type, "message": message.encode(errors="replace").decode(), "details": {}})
+        return encode({"type": printable(type), "message": printable(message), "details": {}})
 
 
 def decode_error(body: bytes) -> tuple[str, str, dict[str, Any]]:

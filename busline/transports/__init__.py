@@ -15,6 +15,8 @@ from busline.transports.base import Transport
 ENTRY_POINT_GROUP = "busline.transports"
 
 _BUILT_IN = {
+    "amqp": "busline.transports.amqp:from_url",
+    "amqps": "busline.transports.amqp:from_url",
     "memory": "busline.transports.memory:from_url",
     "sqlite": "busline.transports.sqlite:from_url",
 }

@@ -1,0 +1,154 @@
+"""The queues that this process has attached: declared now, and again in each session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from busline.errors import BuslineError, ConfigurationError
+from busline.message import Limits, QueueSpec
+from busline.transports.amqp import topology
+from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.link import Link, Session
+from busline.transports.amqp.registry import Entry, Register, Registrar
+from busline.transports.amqp.topology import CALLS, EVENTS
+from busline.transports.amqp.url import Kind
+from busline.transports.amqp.wire import Delete
+
+Bindings = Mapping[str, frozenset[str]]
+"""Routing keys by exchange."""
+
+
+class Attached:
+    """Lives on the link that consumes."""
+
+    def __init__(self, link: Link, registrar: Registrar, default: Kind) -> None:
+        self._link = link
+        self._registrar = registrar
+        self._default = default
+        self._specs: dict[str, QueueSpec] = {}
+        self.differences: dict[str, str] = {}
+        """What a queue at the broker has otherwise than was asked for, in words."""
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self._specs
+
+    def sole_topic(self, queue: str) -> str:
+        """The one topic that the queue owns; "" if it owns none, or several."""
+        spec = self._specs.get(queue)
+        return next(iter(spec.topics)) if spec is not None and len(spec.topics) == 1 else ""
+
+    def owner(self, topic: str) -> str | None:
+        """The queue of ours that owns the topic."""
+        return next((name for name, spec in self._specs.items() if topic in spec.topics), None)
+
+    def max_length(self, queue: str) -> int:
+        """As attached; 0 if that is not known here."""
+        spec = self._specs.get(queue)
+        return (spec.max_length or 0) if spec is not None else 0
+
+    def check_priority(self, queue: str, priority: int) -> None:
+        """Raises ConfigurationError if we know that the queue knows no such priority."""
+        spec = self._specs.get(queue)
+        if spec is not None and priority > (highest := self._limits(spec).priorities):
+            raise ConfigurationError(f"priority {priority} at queue {queue!r}, whose highest is {highest}")
+
+    def _limits(self, spec: QueueSpec) -> Limits:
+        return topology.limits(spec, topology.kind_of(spec, self._default))
+
+    # -- as a resident ------------------------------------------------------------------------------------------
+
+    async def up(self, session: Session) -> None:
+        """Declare and bind again; what one queue refuses concerns that queue alone."""
+        for spec in list(self._specs.values()):
+            try:
+                await self._declare(session, spec)
+                async with session.scratch() as channel:
+                    await topology.bind(channel, spec)
+            except BuslineError as error:
+                self.differences[spec.name] = str(error)
+            except LIBRARY as error:
+                if was_cancelled(error) or session.broken.done():
+                    raise
+                self.differences[spec.name] = str(translate(error, self._link.where))
+
+    def down(self) -> None:
+        """See `Resident`."""
+
+    # -- the verbs ----------------------------------------------------------------------------------------------
+
+    async def attach(self, session: Session, spec: QueueSpec, *, create: bool) -> Limits:
+        """See `Transport.attach`."""
+        topology.check(spec, self._default)
+        if spec.passive or not create:
+            await topology.find_queue(session, spec.name, self._link.where)
+            if not create:
+                return self._limits(spec)
+        else:
+            async with self._registrar.edit(session) as register:
+                await self._claim(session, spec, register)
+        self._specs[spec.name] = spec
+        return self._limits(spec)
+
+    async def _claim(self, session: Session, spec: QueueSpec, register: Register) -> None:
+        moved = await self._moved(session, spec, register)
+        await self._declare(session, spec)
+        async with session.scratch() as channel:
+            for queue, topics in moved.items():
+                await topology.unbind(channel, queue, {CALLS: topics})
+            stale = _stale(register.queues.get(spec.name), spec)
+            await topology.unbind(channel, spec.name, stale)
+            await topology.bind(channel, spec)
+        for queue, topics in moved.items():
+            entry = register.queues[queue]
+            register.put(queue, Entry(entry.service, entry.topics - topics, entry.patterns, entry.bindings))
+            if queue in self._specs:
+                self._specs[queue] = topology.without(self._specs[queue], topics)
+        register.put(spec.name, Entry.of(spec))
+
+    async def _moved(self, session: Session, spec: QueueSpec, register: Register) -> dict[str, frozenset[str]]:
+        """Topics that other queues own, by queue. Raises ConfigurationError if one is another service's."""
+        moved: dict[str, frozenset[str]] = {}
+        for name, entry in list(register.queues.items()):
+            topics = entry.topics & spec.topics
+            if name == spec.name or not topics:
+                continue
+            if not await topology.exists(session, name):
+                register.remove(name)
+            elif entry.service != spec.service:
+                raise ConfigurationError(
+                    f"topic {min(topics)!r} is owned by queue {name!r} of service {entry.service!r} at "
+                    f"{self._link.where}; one topic has one owner"
+                )
+            else:
+                moved[name] = topics
+        return moved
+
+    async def _declare(self, session: Session, spec: QueueSpec) -> None:
+        self.differences.pop(spec.name, None)
+        if spec.passive:
+            return
+        kind = topology.kind_of(spec, self._default)
+        if difference := await topology.declare_queue(session, spec, kind, self._link.where):
+            self.differences[spec.name] = difference
+
+    async def detach(self, session: Session, queue: str, *, delete: bool) -> None:
+        """See `Transport.detach`."""
+        self._specs.pop(queue, None)
+        self.differences.pop(queue, None)
+        if not delete:
+            return
+        async with self._registrar.edit(session) as register:
+            async with session.scratch() as channel:
+                await channel.rpc(Delete(queue=queue))
+            register.remove(queue)
+
+
+def _stale(before: Entry | None, spec: QueueSpec) -> Bindings:
+    """What the queue was bound to and is not to be any more."""
+    if before is None:
+        return {}
+    stale = {CALLS: before.topics - spec.topics, EVENTS: before.patterns - spec.patterns}
+    kept = {(binding.exchange, binding.routing_key) for binding in spec.bindings}
+    for exchange, key in before.bindings - kept:
+        stale[exchange] = stale.get(exchange, frozenset()) | {key}
+    return stale

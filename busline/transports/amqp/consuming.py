@@ -1,0 +1,374 @@
+"""This process's share of one queue: the broker pushes, core pulls, and nothing is fetched that nobody asked for.
+
+A waiting call of `receive` is a demand. There are as many consumers at the broker, each with a prefetch of its own, as
+demands and messages out need, and no more: while every slot works or waits, none comes or goes. A consumer for which
+nothing asks any more is cancelled a moment later, and what it had brought is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
+from pamqp import commands
+
+from busline.errors import BuslineError, ConfigurationError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
+from busline.message import Delivery, Message
+from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.link import Link, Session
+from busline.transports.amqp.properties import delivery_count, is_readable, message_of
+from busline.transports.amqp.topology import exists
+from busline.transports.amqp.wire import Consume
+
+SURPLUS_FOR = 0.02
+"""Seconds that a consumer may be idle with nobody asking; between an ack and the next `receive` it always is."""
+PAUSE = 0.2
+"""Seconds between attempts to consume again when the broker took the consumer away and the queue is still there."""
+
+Receipt = tuple[Channel, int, str]
+"""The channel that it came on, its number there, and the consumer it came to."""
+
+
+class Verb(Enum):
+    """What the broker is told of a message."""
+
+    ACK = 1
+    RELEASE = 2
+    REJECT = 3
+    """To the queue's dead letters."""
+
+
+ACK, RELEASE, REJECT = Verb
+UNREADABLE = Message("", b"")
+
+
+class AmqpConsumer:
+    """See `Consumer`."""
+
+    def __init__(
+        self,
+        link: Link,
+        queue: str,
+        topic: str,
+        slots: int,
+        prefetch: int,
+        leave: Callable[[AmqpConsumer], None],
+    ) -> None:
+        self.queue = queue
+        self.stale_settlements = 0
+        """Acks and releases of messages whose connection had ended: the broker gives those again."""
+        self._link = link
+        self._topic = topic
+        self._slots = slots
+        self._prefetch = prefetch
+        self._leave = leave
+        self._demands: deque[tuple[int, asyncio.Future[list[Delivery]]]] = deque()
+        self._demanded = 0
+        self._ready: deque[Delivery] = deque()
+        self._out: set[Delivery] = set()
+        self._lost: set[Delivery] = set()
+        """Received, and not settled before their connection ended."""
+        self._tags: list[str] = []
+        self._tag_number = 0
+        self._taken_away = False
+        self._channel: Channel | None = None
+        self._wake = asyncio.Event()
+        self._surplus: asyncio.TimerHandle | None = None
+        self._trim = False
+        self._resized: list[asyncio.Future[None]] = []
+        self._ended: BuslineError | None = None
+        self._task = asyncio.create_task(self._tend(), name=f"busline amqp consumer {queue}")
+
+    @property
+    def is_at_the_broker(self) -> bool:
+        """Are there as many consumers at the broker as are asked for?"""
+        return self._channel is not None and len(self._tags) >= self._wanted()
+
+    # -- the contract -------------------------------------------------------------------------------------------
+
+    async def receive(self, max_messages: int) -> Sequence[Delivery]:
+        if self._ended is not None:
+            raise self._ended
+        if self._ready and self._slots:
+            return [self._ready.popleft() for _ in range(min(max_messages, len(self._ready)))]
+        future: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+        self._demands.append((max_messages, future))
+        self._demanded += max_messages
+        if len(self._tags) < self._slots and len(self._tags) < self._wanted():
+            self._wake.set()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._called_off(max_messages, future)
+            raise
+
+    async def resize(self, slots: int) -> Sequence[Delivery]:
+        self._check()
+        self._slots = slots
+        if slots == 0 or len(self._tags) > slots:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._resized.append(done)
+            self._wake.set()
+            await done
+        else:
+            self._wake.set()
+        unreceived = [] if slots else list(self._ready)
+        if unreceived:
+            self._ready.clear()
+        return unreceived
+
+    async def ack(self, *deliveries: Delivery, confirm: bool = False) -> None:
+        self._check()
+        known = True
+        for delivery in deliveries:
+            if delivery in self._out:
+                self._out.discard(delivery)
+                known &= await self._tell(delivery, ACK)
+            elif delivery in self._lost:
+                known = self._forget(delivery)
+        self._look_for_surplus()
+        if confirm and deliveries and not (known and await self._is_settled()):
+            raise LeaseLost(f"the connection on which a message of {self.queue!r} came has ended before its ack")
+
+    async def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
+        if delay > 0:
+            raise ConfigurationError(f"a message of {self.queue!r} can be released at once only; send a delayed copy")
+        self._check()
+        for delivery in deliveries:
+            if delivery in self._out:
+                self._out.discard(delivery)
+                await self._tell(delivery, RELEASE)
+            elif delivery in self._lost:
+                self._forget(delivery)
+        self._look_for_surplus()
+
+    async def extend(self, *deliveries: Delivery, lease: float) -> Sequence[Delivery]:
+        """Never called: a message is ours as long as the connection lives."""
+        self._check()
+        return [delivery for delivery in deliveries if delivery not in self._out]
+
+    async def aclose(self) -> None:
+        if isinstance(self._ended, TransportClosed):
+            return
+        self._end(TransportClosed(f"the consumer of {self.queue!r} is closed"))
+        self._leave(self)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if self._surplus is not None:
+            self._surplus.cancel()
+
+    # -- the messages -------------------------------------------------------------------------------------------
+
+    async def _arrived(self, delivered: DeliveredMessage) -> None:
+        channel = delivered.channel
+        assert isinstance(channel, Channel)
+        receipt: Receipt = (channel, delivered.delivery_tag or 0, delivered.consumer_tag or "")
+        if not is_readable(delivered):
+            await self._tell(Delivery(UNREADABLE, self.queue, receipt), REJECT)
+            return
+        delivery = Delivery(message_of(delivered, self._topic), self.queue, receipt, delivery_count(delivered))
+        self._out.add(delivery)
+        self._ready.append(delivery)
+        if self._slots:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._demands and self._ready:
+            number, future = self._demands.popleft()
+            if not future.done():
+                self._demanded -= number
+                future.set_result([self._ready.popleft() for _ in range(min(number, len(self._ready)))])
+        if self._ready:
+            self._look_for_surplus()
+
+    def _called_off(self, number: int, future: asyncio.Future[list[Delivery]]) -> None:
+        if future.cancelled() or not future.done():
+            self._demands = deque(entry for entry in self._demands if entry[1] is not future)
+            self._demanded -= number
+        elif future.exception() is None:  # it was served in the very tick in which it was cancelled
+            self._ready.extendleft(reversed([one for one in future.result() if one in self._out]))
+            self._hand_out()
+        self._look_for_surplus()
+
+    async def _tell(self, delivery: Delivery, verb: Verb) -> bool:
+        """False if its connection has ended, and the broker therefore gives the message again."""
+        channel, number, _ = delivery.receipt
+        try:
+            if verb is ACK:
+                await channel.basic_ack(number, wait=False)
+            else:
+                await channel.basic_nack(number, requeue=verb is RELEASE, wait=False)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            self.stale_settlements += 1
+            return False
+        return True
+
+    def _forget(self, delivery: Delivery) -> bool:
+        self._lost.discard(delivery)
+        self.stale_settlements += 1
+        return False
+
+    async def _is_settled(self) -> bool:
+        """A round trip on the channel, which works off its methods in order."""
+        channel = self._channel
+        if channel is None:
+            return False
+        try:
+            await channel.basic_qos(prefetch_count=self._prefetch)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            return False
+        return True
+
+    def _check(self) -> None:
+        if isinstance(self._ended, TransportClosed):
+            raise self._ended
+
+    def _end(self, error: BuslineError) -> None:
+        """Whoever waits, and whoever asks from now on, gets `error`."""
+        self._ended = error
+        while self._demands:
+            _, future = self._demands.popleft()
+            if not future.done():
+                future.set_exception(error)
+        self._demanded = 0
+        self._answer_resizes()
+
+    def _answer_resizes(self) -> None:
+        for done in self._resized:
+            if not done.done():
+                done.set_result(None)
+        self._resized.clear()
+
+    # -- the consumers at the broker ----------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        return min(self._slots, len(self._out) - len(self._ready) + self._demanded)
+
+    def _may_be_ready(self) -> int:
+        """How many messages may lie here that nobody asked for."""
+        return self._slots * (self._prefetch - 1)
+
+    def _look_for_surplus(self) -> None:
+        if self._surplus is None and self._has_surplus():
+            self._surplus = asyncio.get_running_loop().call_later(SURPLUS_FOR, self._on_surplus)
+
+    def _has_surplus(self) -> bool:
+        return len(self._ready) > self._may_be_ready() or len(self._tags) > self._wanted()
+
+    def _on_surplus(self) -> None:
+        self._surplus = None
+        if self._has_surplus():
+            self._trim = True
+            self._wake.set()
+
+    async def _tend(self) -> None:
+        while self._ended is None:
+            try:
+                session = await self._link.session()
+            except ConnectionLost:
+                continue
+            except TransportClosed:
+                return
+            try:
+                await self._consume_in(session)
+            except ChannelNotFoundEntity:
+                self._end(QueueNotFound(self.queue, self._link.where))
+            except (ChannelAccessRefused, ChannelLockedResource) as error:
+                self._end(translate(error, self._link.where))
+            except BuslineError as error:
+                self._end(error)
+            except LIBRARY as error:
+                if was_cancelled(error):
+                    raise
+                await asyncio.sleep(PAUSE)
+
+    async def _consume_in(self, session: Session) -> None:
+        """Until the session, or the channel, ends; raises what ended the channel."""
+        channel = await session.channel(lasting=False)
+        try:
+            channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
+            closing = channel.closing
+            closing.add_done_callback(lambda _: self._wake.set())
+            await channel.basic_qos(prefetch_count=self._prefetch)
+            self._channel = channel
+            while not closing.done():
+                if self._taken_away:
+                    await self._find_out(session)
+                await self._adjust(channel)
+                await self._wake.wait()
+                self._wake.clear()
+            closing.result()
+        finally:
+            self._lose_channel()
+            await session.give_up(channel)
+
+    def _lose_channel(self) -> None:
+        """What came on it and was not received is the broker's again."""
+        self._channel, self._tags = None, []
+        self._out.difference_update(self._ready)
+        self._ready.clear()
+        self._lost |= self._out
+        self._out.clear()
+        self._answer_resizes()
+
+    async def _adjust(self, channel: Channel) -> None:
+        wanted = self._wanted()
+        while len(self._tags) < wanted:
+            await self._add(channel)
+            wanted = self._wanted()
+        if self._trim or self._resized:
+            self._trim = False
+            wanted = self._wanted() if self._slots else 0
+            idle = self._idle_first()
+            while len(self._tags) > wanted and idle:
+                await self._remove(channel, idle.pop(0))
+            await self._give_back_unasked()
+            self._answer_resizes()
+
+    async def _add(self, channel: Channel) -> None:
+        self._tag_number += 1
+        tag = f"{self.queue[:200]}/{self._tag_number}" if self.queue.isascii() else f"busline/{self._tag_number}"
+        channel.consumers[tag] = self._arrived
+        self._tags.append(tag)
+        await channel.rpc(Consume(queue=self.queue, consumer_tag=tag))
+
+    async def _remove(self, channel: Channel, tag: str) -> None:
+        if tag in self._tags:
+            self._tags.remove(tag)
+            await channel.basic_cancel(tag)
+
+    def _idle_first(self) -> list[str]:
+        busy = {delivery.receipt[2] for delivery in self._out}
+        return sorted(self._tags, key=busy.__contains__)
+
+    async def _give_back_unasked(self) -> None:
+        # Let what came before the cancel was answered arrive: the library hands it over in tasks.
+        await asyncio.sleep(0)
+        if self._slots == 0 and self._resized:
+            return  # `resize` returns it
+        while len(self._ready) > self._may_be_ready():
+            delivery = self._ready.pop()
+            self._out.discard(delivery)
+            await self._tell(delivery, RELEASE)
+
+    def _on_cancelled(self, frame: commands.Basic.Cancel) -> None:
+        """The broker has taken a consumer away: the queue was deleted, or moved."""
+        if frame.consumer_tag in self._tags:
+            self._tags.remove(frame.consumer_tag)
+        self._taken_away = True
+        self._wake.set()
+
+    async def _find_out(self, session: Session) -> None:
+        self._taken_away = False
+        if not await exists(session, self.queue):
+            raise QueueNotFound(self.queue, self._link.where)
+        await asyncio.sleep(PAUSE)

@@ -1,0 +1,318 @@
+"""One connection, kept alive: desired state above, generations of sessions below.
+
+A session is one connection with its channels. It breaks as a whole: when the connection ends, or when one of its
+lasting channels does, because the client library lets most channel errors end the connection anyway. Then everything
+that lives on the link is told, and the supervisor makes the next session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import aio_pika
+from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
+
+from busline.errors import BuslineError, ConnectionLost, TransportClosed
+from busline.transports.amqp.faults import LIBRARY, refusal, translate, was_cancelled
+from busline.transports.amqp.url import Settings
+from busline.transports.amqp.wire import Socket
+
+BACK_OFF = (0.1, 15.0)
+"""First and longest pause between two attempts to connect, seconds."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds for the closing handshake; then the socket is cut."""
+
+
+class Resident(Protocol):
+    """What lives on a link and is set up anew in each session, in the order in which it moved in."""
+
+    async def up(self, session: Session) -> None:
+        """A new session. What it raises ends the session again, and is seen in `health()`."""
+
+    def down(self) -> None:
+        """The session is gone. Plain and quick."""
+
+
+class Session:
+    """One generation of a link."""
+
+    def __init__(self, generation: int, settings: Settings) -> None:
+        self.generation = generation
+        self.blocked: str | None = None
+        """Why the broker takes no messages from this connection now: an alarm."""
+        self._settings = settings
+        self._socket = Socket(settings.tls, self._on_blocked)
+        self._connection: aio_pika.Connection | None = None
+        self._leaving: set[Channel] = set()
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
+        self.broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, context: ssl.SSLContext | None, name: str) -> None:
+        """Raises what the library raises."""
+        connection = aio_pika.Connection(self._settings.wire_url(name), ssl_context=context)
+        connection.kwargs["transport_factory"] = self._socket
+        try:
+            await connection.connect()
+        finally:
+            # The class closes itself when collected, in a task that nobody would know of.
+            if connection.transport is None and not connection.is_closed:
+                connection._closed.set_result(True)
+        self._connection = connection
+        self.wire.closing.add_done_callback(self._on_closing)
+        _name_tasks()
+
+    @property
+    def wire(self) -> aio_pika.abc.aiormq.abc.AbstractConnection:
+        """The library's connection."""
+        assert self._connection is not None and self._connection.transport is not None
+        return self._connection.transport.connection
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The broker's."""
+        properties = getattr(self.wire, "server_properties", None) or {}
+        return tuple(int(part) for part in str(properties.get("version", "0")).split(".")[:2] if part.isdigit())
+
+    async def channel(self, *, confirms: bool = False, lasting: bool = True) -> Channel:
+        """A new one. If it is `lasting`, its end is the session's."""
+        channel = await self._open_channel(confirms)
+        if lasting:
+            channel.closing.add_done_callback(lambda closing: channel in self._leaving or self._on_closing(closing))
+        return channel
+
+    async def give_up(self, channel: Channel) -> None:
+        """Close a channel, and keep the session. What was delivered on it and not settled goes back."""
+        if self.broken.done() or channel.is_closed:
+            return
+        self._leaving.add(channel)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await channel.close()
+        except LIBRARY as error:
+            self.fail(error)
+            if was_cancelled(error):
+                raise
+
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Channel]:
+        """One for operations that the broker may answer by closing the channel."""
+        channel = await self._open_channel(confirms=False)
+        try:
+            yield channel
+        finally:
+            await self.give_up(channel)
+
+    async def _open_channel(self, confirms: bool) -> Channel:
+        if self.broken.done():
+            raise ConnectionLost(f"the connection to {self._settings.where} has ended")
+        channel: AbstractChannel = await self.wire.channel(publisher_confirms=confirms, frame_buffer_size=100)
+        _name_tasks()
+        assert isinstance(channel, Channel)
+        return channel
+
+    async def unblocked(self) -> None:
+        """Until the broker takes messages from this connection."""
+        await self._unblocked.wait()
+
+    def _on_blocked(self, why: str | None) -> None:
+        self.blocked = why
+        if why is None:
+            self._unblocked.set()
+        else:
+            self._unblocked.clear()
+
+    def _on_closing(self, closing: asyncio.Future[object]) -> None:
+        if not self.broken.done():
+            cancelled = closing.cancelled()
+            self.broken.set_result(None if cancelled else closing.exception())
+            self._unblocked.set()
+
+    def fail(self, error: BaseException | None) -> None:
+        """It cannot be used any more."""
+        if not self.broken.done():
+            self.broken.set_result(error)
+
+    def cut(self) -> None:
+        """End the socket now, saying nothing."""
+        self.fail(None)
+        self._socket.cut()
+
+    async def close(self) -> None:
+        """End it, within a bounded time, whatever state the broker is in."""
+        self.fail(None)
+        if self._connection is None:
+            self._socket.cut()
+            return
+        closing = asyncio.ensure_future(self._connection.close())
+        closing.set_name("busline amqp close")
+        await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+        if not closing.done():
+            self._socket.cut()
+            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing])
+        if not closing.cancelled():
+            closing.exception()
+
+
+class Link:
+    """A connection for one purpose, `role`, with a supervisor."""
+
+    def __init__(self, settings: Settings, role: str) -> None:
+        self._settings = settings
+        self._role = role
+        self._residents: list[Resident] = []
+        self._session: Session | None = None
+        self._generation = 0
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._context: ssl.SSLContext | None = None
+        self._closed = False
+        self.since = time.time()
+        self.fault = ""
+        """Why there is no session now; "" while there is one."""
+
+    @property
+    def generation(self) -> int:
+        """How many sessions there have been."""
+        return self._generation
+
+    @property
+    def where(self) -> str:
+        """For error texts."""
+        return self._settings.where
+
+    def current(self) -> Session | None:
+        """The session, if there is one now."""
+        return self._session
+
+    async def open(self) -> None:
+        """The first session. Raises ConfigurationError, ConnectionLost."""
+        self._context = self._settings.ssl_context()
+        session = await self._begin()
+        self._task = asyncio.create_task(self._supervise(session), name=f"busline amqp {self._role}")
+
+    async def move_in(self, resident: Resident) -> None:
+        """Set it up in the current session, and in each that follows."""
+        session = await self.session()
+        self._residents.append(resident)
+        try:
+            await resident.up(session)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                self.move_out(resident)
+                raise
+            if session is self._session and not session.broken.done():
+                self.move_out(resident)
+            raise translate(error, self.where) from error
+
+    def move_out(self, resident: Resident) -> None:
+        """Forget it."""
+        if resident in self._residents:
+            self._residents.remove(resident)
+
+    async def session(self) -> Session:
+        """The current one; waits for it, at most as long as an operation may take, then raises ConnectionLost."""
+        if self._session is not None:
+            return self._session
+        if self._closed:
+            raise TransportClosed(f"the connection to {self.where} was closed")
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                while self._session is None:
+                    await self._up.wait()
+                    if self._closed:
+                        raise TransportClosed(f"the connection to {self.where} was closed")
+        except TimeoutError:
+            raise ConnectionLost(f"no connection to {self.where}: {self.fault}") from None
+        return self._session
+
+    async def close(self) -> None:
+        """End the session and its supervisor."""
+        self._closed = True
+        self._up.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._session is not None:
+            await self._end(self._session)
+
+    # -- the supervisor -----------------------------------------------------------------------------------------
+
+    async def _supervise(self, session: Session) -> None:
+        while True:
+            error = await asyncio.shield(session.broken)
+            self.fault = str(translate(error, self.where)) if error is not None else "the connection ended"
+            await self._end(session)
+            session = await self._next()
+
+    async def _next(self) -> Session:
+        pause, longest = BACK_OFF
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(longest, pause * 2)
+            try:
+                return await self._begin()
+            except BuslineError as error:
+                self.fault = str(error)
+
+    async def _begin(self) -> Session:
+        session = Session(self._generation + 1, self._settings)
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout):
+                await session.connect(self._context, f"busline {self._role}")
+        except BaseException as error:
+            await session.close()
+            if isinstance(error, LIBRARY) and not was_cancelled(error):
+                raise refusal(error, self.where, self._settings.user) from error
+            raise
+        try:
+            await self._furnish(session)
+        except BaseException:
+            await session.close()
+            for resident in self._residents:
+                resident.down()
+            raise
+        self._generation = session.generation
+        self._session, self.fault, self.since = session, "", time.time()
+        self._up.set()
+        return session
+
+    async def _furnish(self, session: Session) -> None:
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                for resident in list(self._residents):
+                    await resident.up(session)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            raise translate(error, self.where) from error
+
+    async def _end(self, session: Session) -> None:
+        if self._session is session:
+            self._session, self.since = None, time.time()
+            if not self._closed:
+                self._up.clear()
+            for resident in list(self._residents):
+                resident.down()
+        await session.close()
+
+
+def _name_tasks() -> None:
+    """The library starts tasks without names; they end with their connection."""
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        if task.get_name().startswith("Task-") and getattr(coroutine, "__qualname__", "").startswith(_OF_THE_LIBRARY):
+            task.set_name(f"busline amqp {coroutine.__qualname__.rpartition('.')[2].strip('_')}")  # type: ignore[union-attr]  # it has one
+
+
+_OF_THE_LIBRARY = ("Connection.", "Channel.", "OneShotCallback")

@@ -1,0 +1,129 @@
+"""A message as AMQP properties and back. What any client may have written is read without trust."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from secrets import token_hex
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from busline.errors import ConfigurationError, MessageTooLarge
+from busline.message import NO_HEADERS, Message
+from busline.transports.amqp.wire import UNREADABLE
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Body and metadata; RabbitMQ 4 takes no larger bodies."""
+MAX_HEADER_BYTES = 120_000
+"""Metadata and headers travel in one frame of at most 128 KiB."""
+MAX_PRIORITY = 10
+META = "busline"
+DIED = "busline-died"
+"""A header that the driver adds to what the broker dead-lettered by itself: a JSON object that says why."""
+LADDER = "busline.delay."
+"""How the names of the delay queues begin."""
+
+APP_ID = "busline"
+PERSISTENT, TRANSIENT = 2, 1
+
+_OF_THE_BROKER = frozenset(
+    {META, "x-death", "x-delivery-count", "x-acquired-count", "x-first-death-exchange", "x-first-death-queue"}
+    | {"x-first-death-reason", "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "CC", "BCC"}
+)
+
+
+def check(message: Message) -> None:
+    """Raises MessageTooLarge, or ConfigurationError for what no queue here could take."""
+    meta = len(message.meta) if message.meta.isascii() else len(message.meta.encode())
+    size = len(message.body) + meta
+    if size > MAX_BYTES:
+        raise MessageTooLarge(size, MAX_BYTES)
+    if meta > MAX_HEADER_BYTES // 4 or message.headers:
+        headers = meta + sum(len(key.encode()) + len(value.encode()) + 6 for key, value in message.headers.items())
+        if headers > MAX_HEADER_BYTES:
+            raise MessageTooLarge(headers, MAX_HEADER_BYTES)
+    if not 0 <= message.priority <= MAX_PRIORITY:
+        raise ConfigurationError(f"priority {message.priority} of {message.topic!r} is not in 0 to {MAX_PRIORITY}")
+
+
+def properties(message: Message, *, reply_to: str | None = None, mode: int = PERSISTENT) -> Basic.Properties:
+    """For one attempt to send: its message_id is fresh, because the library pairs a returned message by it."""
+    headers: dict[str, Any] = {**message.headers} if message.headers else {}
+    if message.meta:
+        headers[META] = message.meta
+    return Basic.Properties(
+        content_type="application/json",
+        headers=headers or None,
+        delivery_mode=mode,
+        priority=message.priority or None,
+        correlation_id=message.correlation_id,
+        reply_to=reply_to or message.reply_to,
+        message_id=token_hex(16),
+        timestamp=datetime.now(timezone.utc),
+        message_type=message.topic,
+        app_id=APP_ID,
+    )
+
+
+def is_readable(delivered: DeliveredMessage) -> bool:
+    """False for a message whose properties could not be decoded."""
+    return delivered.header.properties.delivery_mode != UNREADABLE
+
+
+def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
+    """What was delivered. `topic` is that of a message that names none and came straight to the queue."""
+    found = delivered.header.properties
+    headers = found.headers or {}
+    meta = headers.get(META) if headers else None
+    own = NO_HEADERS if not headers else _own(headers)
+    return Message(
+        found.message_type or (delivered.routing_key if delivered.exchange or not topic else topic) or "",
+        delivered.body,
+        meta if isinstance(meta, str) else "",
+        own,
+        found.correlation_id,
+        found.reply_to,
+        found.priority or 0,
+    )
+
+
+def delivery_count(delivered: DeliveredMessage) -> int:
+    """How often it was handed out. Quorum queues count; of others it is known only that it was before."""
+    headers = delivered.header.properties.headers
+    count = headers.get("x-delivery-count") if headers else None
+    if isinstance(count, int):
+        return count + 1
+    return 2 if delivered.redelivered else 1
+
+
+def _own(headers: Mapping[str, Any]) -> dict[str, str]:
+    own = {key: _text(value) for key, value in headers.items() if key not in _OF_THE_BROKER}
+    if died := _died(headers.get("x-death")):
+        own[DIED] = died
+    return own
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode(errors="replace")
+    if value is None:
+        return ""
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    return str(value)
+
+
+def _died(deaths: object) -> str:
+    """Of the broker's own account: where a message died last, our delay queues not counted."""
+    if not isinstance(deaths, list):
+        return ""
+    for death in deaths:
+        if isinstance(death, dict) and not str(death.get("queue", "")).startswith(LADDER):
+            told = {"reason": death.get("reason"), "queue": death.get("queue"), "count": death.get("count")}
+            return json.dumps(told, default=str, ensure_ascii=False)
+    return ""

@@ -1,0 +1,160 @@
+"""What AMQP cannot tell: which queues there are, and which topics and patterns are bound to them.
+
+One durable queue holds one message, the register, as JSON. Whoever attaches a queue reads it, takes away the bindings
+that the queue has had and no longer wants, checks who owns its topics, and writes it anew, holding a lock: an exclusive
+queue, which belongs to one connection at a time and vanishes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelLockedResource
+from pamqp.commands import Basic
+
+from busline.errors import ConnectionLost
+from busline.message import QueueSpec
+from busline.transports.amqp.getting import get
+from busline.transports.amqp.link import Session
+from busline.transports.amqp.publishing import Outlet
+from busline.transports.amqp.wire import Declare
+
+REGISTER = "busline.register"
+LOCK = "busline.register.lock"
+LOCK_TIMEOUT = 30.0
+"""Seconds; the lock is held for some milliseconds by each process that starts."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One queue as it was attached last."""
+
+    service: str = ""
+    topics: frozenset[str] = frozenset()
+    patterns: frozenset[str] = frozenset()
+    bindings: frozenset[tuple[str, str]] = frozenset()
+    """Foreign exchanges and routing keys."""
+    ephemeral: bool = False
+
+    @classmethod
+    def of(cls, spec: QueueSpec) -> Entry:
+        """What is recorded of it."""
+        bindings = frozenset((binding.exchange, binding.routing_key) for binding in spec.bindings)
+        return cls(spec.service, spec.topics, spec.patterns, bindings, spec.ephemeral)
+
+
+@dataclass(slots=True)
+class Register:
+    """All queues, by name."""
+
+    queues: dict[str, Entry] = field(default_factory=dict)
+    tags: list[int] = field(default_factory=list)
+    """Of the messages that it was read from, which are to be acked once it is written."""
+    changed: bool = False
+
+    def owner(self, topic: str, but: str = "") -> str | None:
+        """The queue that owns the topic; `but` is not asked."""
+        return next((name for name, entry in self.queues.items() if topic in entry.topics and name != but), None)
+
+    def put(self, name: str, entry: Entry) -> None:
+        """Record the queue."""
+        if self.queues.get(name) != entry:
+            self.queues[name] = entry
+            self.changed = True
+
+    def remove(self, name: str) -> None:
+        """Forget it."""
+        if self.queues.pop(name, None) is not None:
+            self.changed = True
+
+
+class Registrar:
+    """Reads and writes the register, one at a time."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._mine = asyncio.Lock()  # the broker's lock is the connection's, so it does not keep our own tasks apart
+
+    @asynccontextmanager
+    async def edit(self, session: Session) -> AsyncIterator[Register]:
+        """The register, to be changed in place; it is written at the end unless the block raised."""
+        async with self._mine, self._locked(session), session.scratch() as channel:
+            register = await _read(channel)
+            yield register
+            if register.changed or len(register.tags) != 1:
+                await self._write(register)
+                for tag in register.tags:
+                    await channel.basic_ack(tag)
+            else:
+                await channel.basic_nack(register.tags[0], requeue=True)
+
+    @asynccontextmanager
+    async def _locked(self, session: Session) -> AsyncIterator[None]:
+        until = asyncio.get_running_loop().time() + LOCK_TIMEOUT
+        while not await _take(session):
+            if asyncio.get_running_loop().time() > until:
+                raise ConnectionLost(f"another client has held {LOCK!r} for {LOCK_TIMEOUT:g} s")
+            await asyncio.sleep(random.uniform(0.005, 0.05))
+        try:
+            yield
+        finally:
+            if not session.broken.done():
+                async with session.scratch() as channel:
+                    await channel.queue_delete(LOCK)
+
+    async def _write(self, register: Register) -> None:
+        text = json.dumps({name: _plain(entry) for name, entry in sorted(register.queues.items())})
+        properties = Basic.Properties(delivery_mode=2, content_type="application/json", app_id="busline")
+        await self._outlet.put("", REGISTER, text.encode(), properties, lambda: ConnectionLost("the register is gone"))
+
+
+async def _take(session: Session) -> bool:
+    try:
+        async with session.scratch() as channel:
+            await channel.queue_declare(LOCK, exclusive=True)
+    except ChannelLockedResource:
+        return False
+    return True
+
+
+async def _read(channel: Channel) -> Register:
+    # Classic: reading gives the message back, which a quorum queue would count until it drops it.
+    await channel.rpc(Declare(queue=REGISTER, durable=True, arguments={"x-queue-type": "classic"}))
+    register = Register()
+    while (delivered := await get(channel, REGISTER)) is not None:
+        register.tags.append(delivered.delivery_tag or 0)
+        register.queues |= _entries(delivered.body)
+    return register
+
+
+def _entries(body: bytes) -> dict[str, Entry]:
+    """What anybody can have written is read without trust."""
+    try:
+        found = json.loads(body)
+        return {str(name): _entry(plain) for name, plain in found.items()}
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return {}
+
+
+def _entry(plain: Mapping[str, Any]) -> Entry:
+    pairs = frozenset((str(exchange), str(key)) for exchange, key in plain.get("bindings", ()))
+    topics, patterns = (frozenset(map(str, plain.get(each, ()))) for each in ("topics", "patterns"))
+    return Entry(str(plain["service"]), topics, patterns, pairs, bool(plain.get("ephemeral")))
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    plain: dict[str, Any] = {"service": entry.service, "topics": sorted(entry.topics)}
+    if entry.patterns:
+        plain["patterns"] = sorted(entry.patterns)
+    if entry.bindings:
+        plain["bindings"] = sorted(entry.bindings)
+    if entry.ephemeral:
+        plain["ephemeral"] = True
+    return plain

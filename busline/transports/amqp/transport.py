@@ -1,0 +1,297 @@
+"""The transport itself: what goes where, and who does it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+
+from busline.errors import (
+    BuslineError,
+    ConfigurationError,
+    NoHandler,
+    QueueFull,
+    QueueNotFound,
+    TransportClosed,
+)
+from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats, ToQueue, ToTopic
+from busline.transports.amqp import ladder as delays
+from busline.transports.amqp.attaching import Attached
+from busline.transports.amqp.consuming import AmqpConsumer
+from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.inbox import AmqpInbox, is_address
+from busline.transports.amqp.inspection import Inspection
+from busline.transports.amqp.ladder import Ladder
+from busline.transports.amqp.link import Link, Session
+from busline.transports.amqp.properties import TRANSIENT, check, properties
+from busline.transports.amqp.publishing import Outlet
+from busline.transports.amqp.registry import Registrar
+from busline.transports.amqp.replying import ReplyOutlet
+from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
+from busline.transports.amqp.url import Settings, parse
+
+
+def from_url(url: str) -> AmqpTransport:
+    """`amqp://user:password@host:port/vhost` or `amqps://…`; see `url.Settings` for the options. Raises
+    ConfigurationError for whatever is unknown, missing or unsafe."""
+    return AmqpTransport(parse(url))
+
+
+class Exchanges:
+    """The exchanges are there in every session. Lives on the link that publishes."""
+
+    async def up(self, session: Session) -> None:
+        """See `Resident`."""
+        await declare_exchanges(session)
+
+    def down(self) -> None:
+        """See `Resident`."""
+
+
+class AmqpTransport:
+    """One client of a RabbitMQ broker: a connection to send, and one to consume as soon as a queue is attached."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._gate = asyncio.Lock()
+        self._open = False
+        self._closed = False
+        self._make()
+
+    def _make(self) -> None:
+        """What one opening needs; nothing connects yet."""
+        settings = self._settings
+        self._out = Link(settings, "out")
+        self._in = Link(settings, "in")
+        self._outlet = Outlet(self._out, settings.timeout)
+        self._replies = ReplyOutlet(self._out)
+        self._ladder = Ladder()
+        self._registrar = Registrar(self._outlet)
+        self._attached = Attached(self._in, self._registrar, settings.kind)
+        self._inspection = Inspection(self._in, self._registrar, self._outlet)
+        self._consumers: list[AmqpConsumer] = []
+        self._inbox: AmqpInbox | None = None
+        self._consuming = False
+
+    @property
+    def where(self) -> str:
+        return self._settings.where
+
+    @property
+    def shared_clock(self) -> bool:
+        return False
+
+    async def open(self) -> None:
+        async with self._gate:
+            if self._open:
+                return
+            if self._closed:
+                self._make()
+            try:
+                await self._out.open()
+                for resident in (Exchanges(), self._outlet, self._replies, self._ladder):
+                    await self._out.move_in(resident)
+            except BaseException:
+                await self._out.close()
+                self._make()
+                raise
+            self._open, self._closed = True, False
+
+    def _opened(self) -> None:
+        if not self._open:
+            raise TransportClosed(f"the transport to {self.where} is not open")
+
+    async def _in_session(self) -> Session:
+        """The connection that consumes, which a mere caller never needs."""
+        self._opened()
+        if not self._consuming:
+            async with self._gate:
+                self._opened()
+                if not self._consuming:
+                    await self._in.open()
+                    await self._in.move_in(self._attached)
+                    self._consuming = True
+        return await self._in.session()
+
+    @asynccontextmanager
+    async def _operation(self) -> AsyncIterator[Session]:
+        """Something on the consuming connection, within the time of one operation, with our errors only."""
+        session = await self._in_session()
+        try:
+            async with asyncio.timeout(self._settings.timeout * 4):
+                yield session
+        except BuslineError:
+            raise
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            raise translate(error, self.where) from error
+
+    # -- queues -------------------------------------------------------------------------------------------------
+
+    async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
+        async with self._operation() as session:
+            return await self._attached.attach(session, queue, create=create)
+
+    async def detach(self, queue: str, *, delete: bool = False) -> None:
+        async with self._operation() as session:
+            await self._attached.detach(session, queue, delete=delete)
+
+    async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> AmqpConsumer:
+        async with self._operation():
+            topic = self._attached.sole_topic(queue)
+            consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._consumers.remove)
+            self._consumers.append(consumer)
+            return consumer
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    async def send(self, to: Destination, *messages: Message) -> None:
+        self._opened()
+        for message in messages:
+            self._check(to, message)
+        if len(messages) == 1:
+            await self._send(to, messages[0])
+        else:
+            await _together([self._send(to, message) for message in messages])
+
+    async def publish(self, topic: str, *messages: Message) -> None:
+        self._opened()
+        for message in messages:
+            self._check(ToTopic(topic), message)
+        await _together(
+            [self._outlet.put(EVENTS, topic, message.body, properties(message), None) for message in messages]
+        )
+
+    async def open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> AmqpInbox:
+        self._opened()
+        if self._inbox is not None and not self._inbox.closed:
+            raise ConfigurationError("this transport has an inbox already; a transport has one")
+        settings = self._settings
+        own_queue = settings.reply == "queue"
+        inbox = AmqpInbox(self._out, settings.timeout, own_queue, _route, self._unroutable, on_reply, on_lost)
+        await self._out.move_in(inbox)
+        self._inbox = inbox
+        return inbox
+
+    async def reply(self, address: str, message: Message) -> bool:
+        self._opened()
+        check(message)
+        if not is_address(address):
+            return False
+        return await self._replies.put(address, message.body, properties(message, mode=TRANSIENT))
+
+    async def _send(self, to: Destination, message: Message) -> None:
+        if message.delay > 0:
+            await self._send_later(to, message)
+            return
+        exchange, key = _route(to)
+        await self._outlet.put(
+            exchange, key, message.body, properties(message), lambda: self._unroutable(to), lambda: self._full(to)
+        )
+
+    async def _send_later(self, to: Destination, message: Message) -> None:
+        queue = to.queue if isinstance(to, ToQueue) else await self._owner(to.topic)
+        if queue not in self._attached:
+            async with self._operation() as session:
+                await self._inspection.find(session, queue)
+        number = delays.ticks(message.delay)
+        try:
+            await self._ladder.prepare(await self._out.session(), number, queue)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            raise translate(error, self.where) from error
+        entrance, key = delays.entrance(number), delays.routing_key(number, queue)
+        await self._outlet.put(entrance, key, message.body, properties(message), lambda: self._unroutable(to))
+
+    async def _owner(self, topic: str) -> str:
+        if (queue := self._attached.owner(topic)) is not None:
+            return queue
+        async with self._operation() as session, self._registrar.edit(session) as register:
+            owner = register.owner(topic)
+        if owner is None:
+            raise NoHandler(topic, self.where)
+        return owner
+
+    def _check(self, to: Destination, message: Message) -> None:
+        check(message)
+        if message.delay:
+            delays.check(message.delay, message.topic)
+        if message.priority and isinstance(to, ToQueue):
+            self._attached.check_priority(to.queue, message.priority)
+
+    def _unroutable(self, to: Destination) -> BuslineError:
+        return QueueNotFound(to.queue, self.where) if isinstance(to, ToQueue) else NoHandler(to.topic, self.where)
+
+    def _full(self, to: Destination) -> BuslineError:
+        queue = to.queue if isinstance(to, ToQueue) else self._attached.owner(to.topic) or f"of {to.topic}"
+        return QueueFull(queue, self._attached.max_length(queue))
+
+    # -- health and end -----------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        if not self._open:
+            return Health("down" if self._closed else "unknown", detail="closed" if self._closed else "not opened")
+        links = (self._out, self._in) if self._consuming else (self._out,)
+        since = max(link.since for link in links)
+        for link in links:
+            if link.current() is None:
+                return Health("down", link.since, link.fault)
+        if self._attached.differences:
+            return Health("degraded", since, "; ".join(self._attached.differences.values()))
+        if not all(consumer.is_at_the_broker for consumer in self._consumers):
+            return Health("degraded", since, "not every consumer is at the broker")
+        return Health("healthy", since)
+
+    async def stats(self) -> Sequence[QueueStats]:
+        async with self._operation() as session:
+            return await self._inspection.stats(session)
+
+    async def peek(self, queue: str, limit: int) -> Sequence[Message]:
+        async with self._operation() as session:
+            return await self._inspection.peek(session, queue, limit)
+
+    async def purge(self, queue: str) -> int:
+        async with self._operation() as session:
+            return await self._inspection.purge(session, queue)
+
+    async def move(self, source: str, to: str, limit: int) -> int:
+        async with self._operation() as session:
+            return await self._inspection.move(session, source, to, limit)
+
+    async def aclose(self) -> None:
+        async with self._gate:
+            if not self._open:
+                return
+            self._open, self._closed = False, True
+            for consumer in list(self._consumers):
+                await consumer.aclose()
+            if self._inbox is not None:
+                await self._inbox.aclose()
+            await asyncio.gather(self._in.close(), self._out.close())
+
+    async def _die(self) -> None:
+        """For tests: end as SIGKILL would. The sockets close, and nothing is said."""
+        self._open, self._closed = False, True
+        for link in (self._in, self._out):
+            if (session := link.current()) is not None:
+                session.cut()
+        for consumer in list(self._consumers):
+            await consumer.aclose()
+        if self._inbox is not None:
+            self._inbox.closed = True
+        await asyncio.gather(self._in.close(), self._out.close())
+
+
+def _route(to: Destination) -> tuple[str, str]:
+    """Exchange and routing key."""
+    return ("", to.queue) if isinstance(to, ToQueue) else (CALLS, to.topic)
+
+
+async def _together(puts: Sequence[Coroutine[None, None, None]]) -> None:
+    """All at once, in their order; the first error is raised when every one has ended."""
+    tasks = [asyncio.create_task(put, name="busline amqp send") for put in puts]
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
