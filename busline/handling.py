@@ -257,6 +257,8 @@ class Handling:
 
     async def abandoned(self, work: Work, why: Why) -> None:
         """The handler was cancelled; settle what that makes of its message."""
+        if work.over and work.settled:
+            return  # It was done and acked; only its caller may not have been told.
         work.over = True
         if why == "lost":
             self._telemetry.lease_lost(work.delivery)
