@@ -69,6 +69,8 @@ class Services:
     """Tell the caller that its call has been started."""
     on_stuck: Callable[[str], None]
     """A handler cannot be ended: its process should be replaced."""
+    on_message: Callable[[], None] | None = None
+    """Told of each message that is taken."""
 
 
 class SlotLike(Protocol):
@@ -185,7 +187,7 @@ class Handling:
             effects = await self._run(work, payload, slot)
             if not (effects and type(effects[0]) is RunAgain):
                 break
-            work.envelope = effects[0].envelope
+            work.envelope, work.outbox = effects[0].envelope, None
         await self._settle(work, effects)
 
     async def _run(self, work: Work, payload: Any, slot: SlotLike) -> Effects:
@@ -206,8 +208,8 @@ class Handling:
         delivery, envelope, handler = work.delivery, work.envelope, work.handler
         calls = delivery.message.reply_to is not None and not isinstance(error, RetryLater)
         retry = handler.call_retry if calls else handler.job_retry
-        if work.settled == "ctx.ack()":
-            retry = NO_RETRY
+        if work.settled.startswith("ctx."):
+            retry = NO_RETRY  # The handler has decided what becomes of the message.
         fault = outcome.fault_of(error, self._services.errors.describe(error))
         effects = outcome.failed(delivery, envelope, error, fault, self._terms, retry=retry, now=self._now())
         self._record(failed=True)
