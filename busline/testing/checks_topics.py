@@ -83,10 +83,18 @@ async def check_patterns_are_exact(h: Harness) -> str | None:
 
 
 async def check_publishing_to_nobody_is_fine(h: Harness) -> None:
-    """An event that nobody is bound to is accepted, and gone."""
+    """An event that nobody is bound to is accepted, and gone; `publish` says so, and says when somebody is bound."""
     topic = h.unique("nobody.listens")
-    async with client(h) as transport:
-        await prompt(transport.publish(topic, Message(topic, b"1")))
+    async with line(h) as one, client(h) as transport:
+        for _ in range(2):
+            assert await prompt(transport.publish(topic, Message(topic, b"1"), Message(topic, b"2"))) is False
+        if one.limits.fanout:
+            await one.transport.attach(_events(one.queue, topic))
+            assert await prompt(transport.publish(topic, Message(topic, b"3"))) is True
+            assert await drain(h, one.consumer, 1) == [b"3"]
+            await one.transport.attach(_events(one.queue))
+            assert await prompt(transport.publish(topic, Message(topic, b"4"))) is False
+        await nothing_comes(h, one.consumer)
 
 
 async def check_a_late_binder_gets_nothing_old(h: Harness) -> str | None:
