@@ -177,19 +177,21 @@ class Bus(Router):
         drain_timeout: float = 25.0,
         rate_share: float = 1.0,
         on_stuck: Callable[[str], None] | None = None,
+        on_message: Callable[[], None] | None = None,
     ) -> AsyncIterator[Worker]:
         """Consume every queue of this bus, opening the bus if it is not open.
 
         `concurrency` messages at a time per queue. Leaving the block stops fetching, waits up to `drain_timeout`
         seconds for running handlers, cancels the rest and gives their messages back. `rate_share` is this process's
         share of every rate limit. `on_stuck` is told of a handler that cannot be ended; by default that is logged.
+        `on_message` is called each time a message is taken, before it is handled; it must be quick and not raise.
         Raises ConfigurationError for whatever cannot be served, before anything is consumed.
         """
         if concurrency < 1 or prefetch < 1 or drain_timeout < 0:
             raise ConfigurationError("concurrency and prefetch are at least 1, drain_timeout is not negative")
         plan = self.plan()
         async with self:
-            services = self._services(self._open_session, on_stuck)
+            services = self._services(self._open_session, on_stuck, on_message)
             async with Worker(
                 plan,
                 services,
@@ -200,7 +202,9 @@ class Bus(Router):
             ) as worker:
                 yield worker
 
-    def _services(self, session: _Session, on_stuck: Callable[[str], None] | None) -> Services:
+    def _services(
+        self, session: _Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None
+    ) -> Services:
         return Services(
             bus=self,
             transport=session.transport,
@@ -213,6 +217,7 @@ class Bus(Router):
             threads=CapacityLimiter(1),
             notify=lambda delivery: None,
             on_stuck=on_stuck or _warn_stuck,
+            on_message=on_message,
         )
 
     # -- verbs --------------------------------------------------------------------------------------------------

@@ -228,8 +228,11 @@ class QueueSlots:
             await self._restore(consumer, error)
             return
         running = self._keeper.running if self._keeper is not None else None
+        on_message = self._services.on_message
         for delivery in deliveries:
             slot.delivery = delivery
+            if on_message is not None:
+                on_message()
             if running is not None:
                 running[delivery] = consumer
             await self._handling.handle(delivery, consumer, slot)

@@ -66,6 +66,7 @@ class Worker:
         self._started: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._tasks: TaskGroup | None = None
+        self._retire = anyio.Event()
         self._stop = anyio.Event()
 
     @property
@@ -111,8 +112,14 @@ class Worker:
         self.stop()
         await self.wait()
 
+    def retire(self) -> None:
+        """Take no further message, and leave when all that runs has ended, however long that takes; `stop` and
+        `abort` end the patience."""
+        self._retire.set()
+
     def stop(self) -> None:
         """Begin to leave; `wait` returns when that is done. May be called again, and from a signal handler."""
+        self._retire.set()
         self._stop.set()
 
     def abort(self) -> None:
@@ -151,10 +158,10 @@ class Worker:
             await self._close()
 
     async def _leave(self, tasks: TaskGroup) -> None:
-        await self._stop.wait()
+        await self._retire.wait()
         for queue in self._queues:
             await queue.stop_fetching()
-        if await self._settled(self._drain_timeout):
+        if await self._ended_before_stop() or await self._settled(self._drain_timeout):
             return
         log.warning(
             "%d handlers still run after %.0f s and are cancelled",
@@ -165,6 +172,20 @@ class Worker:
             queue.cancel()
         if not await self._settled(CANCEL_TIMEOUT):
             tasks.cancel_scope.cancel()
+
+    async def _ended_before_stop(self) -> bool:
+        """Wait for everything to end; False as soon as the worker is told to stop."""
+        async with create_task_group() as race:
+            race.start_soon(self._stopped, race.cancel_scope, name="busline stop")
+            for queue in self._queues:
+                await queue.ended.wait()
+            race.cancel_scope.cancel()
+            return True
+        return False
+
+    async def _stopped(self, patience: anyio.CancelScope) -> None:
+        await self._stop.wait()
+        patience.cancel()
 
     async def _settled(self, timeout: float) -> bool:
         with anyio.move_on_after(timeout):
