@@ -17,6 +17,7 @@ from busline.worker import Worker
 
 class Notes:
     running = 1
+    shortest_lease = None
 
     def __init__(self) -> None:
         self.told: list[str] = []
