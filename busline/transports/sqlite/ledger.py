@@ -111,7 +111,8 @@ class Ledger:
                 expires = now + message.ttl
             headers = json.dumps(dict(message.headers), ensure_ascii=False) if message.headers else None
             text = (message.topic, message.meta, headers, message.correlation_id, reply_to or message.reply_to)
-            rows.append((queue, message.priority, due, *text, message.ttl, message.expendable, expires, message.body))
+            flag = 1 if message.expendable else 0  # sqlite3 takes 0.6 µs to find out what a bool is
+            rows.append((queue, message.priority, due, *text, message.ttl, flag, expires, message.body))
         if count:
             self.arrived(queue, count)
 
