@@ -42,7 +42,7 @@ clean: ## remove the virtual environment and what tools left behind
 
 .venv/developed: .venv/installed
 	@echo "installing the tools of development"
-	@$(INSTALL) --editable '.[dev]' 'pyright[nodejs]' >.venv/pip.log 2>&1 || { cat .venv/pip.log; exit 1; }
+	@$(INSTALL) --editable '.[dev]' >.venv/pip.log 2>&1 || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
 # Debian's Python comes without ensurepip: then the system's pip fills the environment, or makes it by virtualenv.

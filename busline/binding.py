@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from busline.codec import NULL, decode, decoder, describe, is_malformed
 from busline.context import Context
 from busline.errors import CodecError, ConfigurationError
+from busline.wire import text_of
 
 Function = Callable[..., Any]
 
@@ -36,7 +38,7 @@ class Binding:
         self.function = function
         self.is_async = _is_async(function)
         parameters = _parameters(function)
-        self._context_name = next((p.name for p in parameters if p.annotation is Context), None)
+        self._context_name = _context_name(function, parameters)
         self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
         payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
@@ -46,10 +48,14 @@ class Binding:
         """The payload for `invoke`. Raises InvalidPayload, or CodecError for what is not even JSON."""
         try:
             return self._parse(body)
+        except CodecError:
+            raise
         except ValidationError as error:
             if is_malformed(error):
                 raise CodecError(f"the body is not JSON: {describe(error)}") from error
             raise InvalidPayload(describe(error)) from error
+        except Exception as error:  # validators are the handler's own code, and may raise anything
+            raise InvalidPayload(f"{type(error).__name__}: {text_of(error)}") from error
 
     def invoke(self, payload: Any, context: Context) -> Any:
         """Call the function: a coroutine for an async one, else its result."""
@@ -58,11 +64,7 @@ class Binding:
     def arguments(self, payload: Any, context: Context | None, error: BaseException | None = None) -> dict[str, Any]:
         """The arguments for a payload that `parse` made."""
         names = self._payload_names
-        arguments = {}
-        if len(names) == 1:
-            arguments[names[0]] = payload
-        elif names:
-            arguments = {name: getattr(payload, name) for name in names}
+        arguments = {names[0]: payload} if len(names) == 1 else dict(payload or ())
         if self._context_name is not None:
             arguments[self._context_name] = context
         if self._error_name is not None:
@@ -80,35 +82,70 @@ def _is_error(annotation: Any) -> bool:
 
 
 def _is_async(function: Function) -> bool:
-    target = _underlying(function)
-    if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
+    if isinstance(function, type) or not callable(function):
+        raise ConfigurationError(f"{_name(function)} is not a function, which a handler is")
+    layers = list(_layers(function))
+    if any(inspect.isasyncgenfunction(layer) or inspect.isgeneratorfunction(layer) for layer in layers):
         raise ConfigurationError(f"{_name(function)} is a generator; a handler returns one value")
-    return inspect.iscoroutinefunction(target)
+    return any(inspect.iscoroutinefunction(layer) for layer in layers)
 
 
-def _underlying(function: Function) -> Function:
-    """The function as it was written, beneath partials, decorators and `__call__`."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not inspect.isroutine(function):
-        function = type(function).__call__
-    return inspect.unwrap(function)  # type: ignore[no-any-return]  # typeshed: Any
+def _layers(function: Function) -> Iterator[Function]:
+    """What is called, and the functions beneath its partials, `__call__` and decorators; the innermost comes last."""
+    layer: Any = function
+    while layer is not None:
+        if isinstance(layer, functools.partial):
+            layer = layer.func
+            continue
+        called = layer if inspect.isroutine(layer) else type(layer).__call__
+        yield called
+        layer = getattr(layer, "__wrapped__", None) or getattr(called, "__wrapped__", None)
 
 
 def _parameters(function: Function) -> list[inspect.Parameter]:
+    *_, innermost = _layers(function)
     try:
-        hints = get_type_hints(_underlying(function), include_extras=True)
-    except (NameError, TypeError) as error:
-        raise ConfigurationError(f"an annotation of {_name(function)} cannot be read: {error}") from error
+        hints = get_type_hints(innermost, include_extras=True)
+        signature = inspect.signature(function)
+    except Exception as error:  # annotations are code, and may raise anything
+        raise ConfigurationError(f"the parameters of {_name(function)} cannot be read: {error}") from error
     parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise ConfigurationError(
-                f"{_name(function)} has the parameter {parameter}; a handler's are named, one by one, so that a "
-                "payload can be bound to them"
-            )
+    given = _given(function)
+    for parameter in signature.parameters.values():
+        if parameter.name in given:
+            continue
+        _check(function, parameter)
         parameters.append(parameter.replace(annotation=hints.get(parameter.name, Any)))
     return parameters
+
+
+def _given(function: Function) -> set[str]:
+    """The parameters that a partial has fixed by name: no payload may replace them."""
+    given: set[str] = set()
+    while isinstance(function, functools.partial):
+        given |= function.keywords.keys()
+        function = function.func
+    return given
+
+
+def _check(function: Function, parameter: inspect.Parameter) -> None:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+        raise ConfigurationError(
+            f"{_name(function)} has the parameter {parameter}; a handler's are named, one by one, so that a "
+            "payload can be bound to them"
+        )
+    if isinstance(parameter.default, FieldInfo):
+        raise ConfigurationError(
+            f"{_name(function)} has a Field(...) as the default of {parameter.name}, which whoever calls it would get: "
+            "put it into the annotation, as Annotated[type, Field(...)]"
+        )
+
+
+def _context_name(function: Function, parameters: list[inspect.Parameter]) -> str | None:
+    names = [p.name for p in parameters if p.annotation is Context]
+    if len(names) > 1:
+        raise ConfigurationError(f"{_name(function)} asks for the context twice, as {' and '.join(names)}")
+    return names[0] if names else None
 
 
 def _parser(function: Function, payload: list[inspect.Parameter]) -> Callable[[bytes], Any]:
@@ -124,15 +161,24 @@ def _parser(function: Function, payload: list[inspect.Parameter]) -> Callable[[b
 
 
 def _object_parser(function: Function, payload: list[inspect.Parameter]) -> Callable[[bytes], Any]:
-    fields: dict[str, Any] = {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in payload}
+    # The fields have names of their own, because a parameter may be called what pydantic's models do not allow.
+    names = {f"p{number}": p.name for number, p in enumerate(payload)}
+    fields: dict[str, Any] = {
+        field: (Annotated[p.annotation, Field(alias=p.name)], ... if p.default is p.empty else p.default)
+        for field, p in zip(names, payload, strict=True)
+    }
     try:
-        model: type[BaseModel] = create_model(
-            _name(function), __config__=ConfigDict(arbitrary_types_allowed=False), **fields
-        )
+        model: type[BaseModel] = create_model(_name(function), **fields)
+        model.__pydantic_core_schema__.get("type")  # raises for what is defined nowhere, as in `decoder`
     except Exception as error:  # pydantic raises half a dozen unrelated types here
         raise ConfigurationError(f"the parameters of {_name(function)} cannot be read from JSON: {error}") from error
     validate = model.model_validate_json
-    return lambda body: validate(body or NULL)
+
+    def read(body: bytes) -> dict[str, Any]:
+        values = vars(validate(body or NULL))
+        return {name: values[field] for field, name in names.items()}
+
+    return read
 
 
 def _name(function: Function) -> str:

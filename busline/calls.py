@@ -24,7 +24,21 @@ class _Pending:
     state: CallState = "queued"
     sender: asyncio.Task[object] | None = None
     """The caller's task while it hands the call to the transport, which the deadline must be able to interrupt."""
-    expired: bool = False
+    interrupted: bool = False
+    """Its sender was cancelled by us; `reply` is done."""
+
+    def fail(self, error: Exception) -> None:
+        """End it with `error`, if it has not ended."""
+        if not self.reply.done():
+            self.reply.set_exception(error)
+            self.reply.exception()  # Seen: a caller that is cancelled meanwhile will not look at it.
+
+    def interrupt(self, error: Exception) -> None:
+        """End it with `error` now, also if it is still being sent."""
+        self.fail(error)
+        if self.sender is not None and not self.interrupted:
+            self.interrupted = True
+            self.sender.cancel()
 
 
 class Calls:
@@ -46,16 +60,14 @@ class Calls:
     async def ask(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
         """Send `message` and return the reply to it. Raises CallTimeout at `deadline`, ReplyLost if no reply can come
         any more, and what sending raises. `timeout` is what the caller asked for, for the error's text."""
+        if self._closed:
+            raise TransportClosed("the bus is closed")
         key = message.correlation_id = new_id()
-        pending = self._pending[key] = _Pending(asyncio.get_running_loop().create_future())
         ticket = self._wheel.add(key, deadline)
+        pending = self._pending[key] = _Pending(asyncio.get_running_loop().create_future())
         try:
             await self._send(to, message, pending)
             return await pending.reply
-        except asyncio.CancelledError:
-            if pending.expired and pending.sender is not None and pending.sender.uncancel() == 0:
-                raise CallTimeout(message.topic, timeout, "queued", self._transport.where) from None
-            raise
         except _Expired:
             raise CallTimeout(message.topic, timeout, pending.state, self._transport.where) from None
         finally:
@@ -63,16 +75,24 @@ class Calls:
             self._wheel.discard(key, ticket)
 
     async def _send(self, to: Destination, message: Message, pending: _Pending) -> None:
-        pending.sender = asyncio.current_task()
-        inbox = self._inbox or await self._open()
-        await inbox.send(to, message)
-        if not pending.expired:
+        """Returns when it is sent, and when it was interrupted: then there is an end to the call in `pending.reply`."""
+        task = pending.sender = asyncio.current_task()
+        assert task is not None, "an event loop runs tasks"
+        cancelling = task.cancelling()
+        try:
+            inbox = self._inbox or await self._open()
+            await inbox.send(to, message)
+        except asyncio.CancelledError:
+            # Ours and the caller's own may arrive as one; his must never be taken for ours.
+            if not pending.interrupted or task.cancelling() > cancelling + 1:
+                raise
+        finally:
             pending.sender = None
+            if pending.interrupted:
+                task.uncancel()
 
     async def _open(self) -> Inbox:
         async with self._opening:
-            if self._closed:
-                raise TransportClosed("the bus is closed")
             if self._inbox is None:
                 self._inbox = await self._transport.open_inbox(self._on_reply, self._on_lost)
             return self._inbox
@@ -81,9 +101,12 @@ class Calls:
         """Fail what is pending with ReplyLost and give the inbox up. Idempotent."""
         self._closed = True
         self._on_lost()
+        for pending in self._pending.values():
+            pending.interrupt(ReplyLost("the bus was closed"))
         self._wheel.close()
-        if self._inbox is not None:
-            await self._inbox.aclose()
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.aclose()
 
     def _on_reply(self, message: Message) -> None:
         pending = self._pending.get(message.correlation_id or "")
@@ -93,7 +116,7 @@ class Calls:
         try:
             started = reply_status(message) == "started"
         except CodecError as error:
-            pending.reply.set_exception(error)
+            pending.fail(error)
             return
         if started:
             pending.state = "started"
@@ -102,18 +125,12 @@ class Calls:
 
     def _on_deadline(self, key: str) -> None:
         pending = self._pending.get(key)
-        if pending is None or pending.reply.done():
-            return
-        if pending.sender is not None:
-            pending.expired = True
-            pending.sender.cancel()
-        else:
-            pending.reply.set_exception(_Expired())
+        if pending is not None:
+            pending.interrupt(_Expired())
 
     def _on_lost(self) -> None:
         for pending in self._pending.values():
-            if not pending.reply.done():
-                pending.reply.set_exception(ReplyLost("the way back was lost; the handler may have run"))
+            pending.fail(ReplyLost("the way back was lost; the handler may have run"))
         if self._pending:
             log.warning("%d calls lost their way back", len(self._pending), extra={"event": "replies_lost"})
 

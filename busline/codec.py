@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from busline.errors import CodecError, ConfigurationError
@@ -32,10 +32,16 @@ def encode(payload: object) -> bytes:
 
 def _plain(payload: object) -> bytes:
     try:
-        return orjson.dumps(payload, default=to_jsonable_python)
+        return orjson.dumps(payload, default=_jsonable)
     except orjson.JSONEncodeError:
         # Keys that are not strings, integers beyond 64 bits: rare, and pydantic-core has an answer for them.
         return to_json(payload, inf_nan_mode="null")
+
+
+def _jsonable(value: object) -> Any:
+    if isinstance(value, Iterator):
+        raise TypeError("can be read once only")  # and that has to be by to_json, should orjson fail further on
+    return to_jsonable_python(value)
 
 
 def decode(body: bytes) -> Any:
@@ -55,7 +61,9 @@ def decoder(annotation: Any) -> Callable[[bytes], Any]:
         return decode
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    except PydanticUserError as error:
+        # pydantic puts off what refers to something undefined until first use; here it has to be known now.
+        adapter.core_schema.get("type")
+    except Exception as error:  # pydantic raises half a dozen unrelated types here
         raise ConfigurationError(f"{annotation!r} cannot be read from JSON: {error}") from error
     validate = adapter.validate_json
 
@@ -91,5 +99,6 @@ def describe(error: ValidationError) -> str:
 
 
 def is_malformed(error: ValidationError) -> bool:
-    """Not even JSON, as opposed to JSON of the wrong shape."""
-    return any(item["type"] == "json_invalid" for item in error.errors(include_url=False, include_input=False))
+    """Not even JSON, as opposed to JSON of the wrong shape (a text in it that should be JSON itself, for one)."""
+    found = error.errors(include_url=False, include_input=False) if error.error_count() == 1 else ()
+    return any(item["type"] == "json_invalid" and not item["loc"] for item in found)

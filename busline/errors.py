@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Literal
 
 CallState = Literal["queued", "started"]
@@ -198,8 +199,13 @@ class Reject(Exception):
 
 
 class RetryLater(Exception):
-    """Raised by a handler: try again after `delay` seconds; counts as an attempt."""
+    """Raised by a handler: try again after `delay` seconds; counts as an attempt.
+
+    Raises ValueError instead for what is not a finite number from 0.
+    """
 
     def __init__(self, delay: float) -> None:
+        if not 0 <= delay < inf:
+            raise ValueError(f"RetryLater takes a number of seconds from 0, not {delay!r}")
         super().__init__(f"retry in {delay:g} s")
         self.delay = delay

@@ -48,8 +48,8 @@ class Delivery:
     receipt: Any
     """The driver's own; opaque to everybody else."""
     deliveries: int = 1
-    """How often it was handed out, this time included, not counting those that were released again where the
-    broker can tell (`Limits.counts_deliveries`). Above 1 means that an earlier holder died or lost its lease."""
+    """How often it was handed out, this time included. Where `Limits.counts_releases` is False, above 1 means that an
+    earlier holder died or lost its lease."""
     leased_until: float = 0.0
     """Instant on the clock of `Clock.time()`; 0.0 where the broker knows no lease."""
 
@@ -89,6 +89,10 @@ class QueueSpec:
     """Foreign exchanges that also feed it."""
     passive: bool = False
     """Others own the queue: it must exist and is never declared or changed."""
+    dead_letter: str | None = None
+    """Where the broker itself should move what it gives up on, as a backstop behind core's own dead letters."""
+    for_dead_letters: bool = False
+    """It holds dead letters: the broker must neither limit its deliveries nor dead-letter out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class Limits:
     """Most messages that one `send` hands to the broker in one go; larger batches are cut by the driver."""
     counts_deliveries: bool
     """`Delivery.deliveries` is a count, and not just 1 or 2."""
+    counts_releases: bool
+    """That count includes what was released; then it is only an upper bound of the starts."""
     fanout: bool
     """`publish` reaches queues attached with patterns."""
     ordered: bool
@@ -150,12 +156,12 @@ class QueueStats:
     name: str
     ready: int
     """Could be delivered now."""
-    delayed: int
-    """Waiting for their time."""
-    leased: int
-    """Handed out and not settled."""
+    delayed: int | None
+    """Waiting for their time; None where the broker does not tell."""
+    leased: int | None
+    """Handed out and not settled; None where the broker does not tell."""
     consumers: int
-    """Processes that consume it."""
+    """Processes that consume it, or more where the broker counts something finer."""
     topics: frozenset[str]
     patterns: frozenset[str]
     ephemeral: bool

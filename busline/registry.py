@@ -12,6 +12,7 @@ from busline.message import QueueSpec
 from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
 from busline.topics import check_pattern, check_topic
+from busline.wire import text_of
 
 DEAD_SUFFIX = ".dead"
 """A queue's dead letters go to the queue of its name with this suffix, unless it names another."""
@@ -177,13 +178,13 @@ class Plan:
 
     def _add_subscriber(self, declaration: Declaration, handler: Handler) -> None:
         name = declaration.options.queue_options.name or self._subscriber_queue(declaration)
+        if declaration.broadcast:
+            name = f"{name}.{self._instance}"
         if name in self._queues:
             raise ConfigurationError(
                 f"two subscribers, or a subscriber and a handler, want queue {name!r}: each subscriber has a queue of "
                 f"its own; rename {declaration.name} or give it queue="
             )
-        if declaration.broadcast:
-            name = f"{name}.{self._instance}"
         plan = self._new_queue(name, handler, frozenset({declaration.topic}), ephemeral=declaration.broadcast)
         plan.subscriber = handler
         self._queues[name] = plan
@@ -218,8 +219,8 @@ class ErrorRegistry:
         """Type, message and details under which `error` travels."""
         code = self._codes.get(type(error))  # type: ignore[arg-type]  # a BaseException is simply not found
         if code is None:
-            return type(error).__name__, str(error), {}
-        return code, str(error), {"args": list(error.args), "state": dict(vars(error))}
+            return type(error).__name__, text_of(error), {}
+        return code, text_of(error), {"args": list(error.args), "state": dict(vars(error))}
 
     def rebuild(self, code: str, message: str, details: Mapping[str, Any]) -> Exception | None:
         """The registered exception, or None.
@@ -230,7 +231,10 @@ class ErrorRegistry:
         if cls is None:
             return None
         args = details.get("args")
-        error = cls.__new__(cls)
+        try:
+            error = cls.__new__(cls)
+        except Exception:  # its __new__ wants more: the caller gets a RemoteError, which says as much
+            return None
         error.args = tuple(args) if isinstance(args, list) else (message,)
         if isinstance(state := details.get("state"), dict):
             vars(error).update(state)

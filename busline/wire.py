@@ -136,7 +136,9 @@ def _fields(meta: str) -> dict[str, Any]:
         fields = orjson.loads(meta)
     except (orjson.JSONDecodeError, RecursionError) as error:
         raise CodecError(f"the busline header is not JSON: {error}") from error
-    version = fields.pop("v", None) if isinstance(fields, dict) else None
+    if not isinstance(fields, dict):
+        raise CodecError(f"the busline header is a {type(fields).__name__}, not an object")
+    version = fields.pop("v", None)
     if version != VERSION or version is True:
         raise CodecError(f"the busline header is of version {version!r}, this side reads {VERSION}")
     for name, value in fields.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Literal
 
 from busline.transports.amqp import AmqpTransport, from_url
 from busline.transports.base import Transport
@@ -15,7 +14,7 @@ class AmqpHarness:
 
     takeover = 3.0
 
-    def __init__(self, url: str, kind: Literal["quorum", "classic"] = "quorum") -> None:
+    def __init__(self, url: str, kind: str = "quorum") -> None:
         self.name = f"amqp-{kind}"
         self.url = f"{url}?kind={kind}"
 

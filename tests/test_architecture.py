@@ -48,7 +48,7 @@ LAYERS = [
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
-CLIENT_LIBRARIES: dict[str, set[str]] = {}
+CLIENT_LIBRARIES = {"transports.amqp": {"aio_pika", "aiormq", "pamqp", "yarl"}}
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}

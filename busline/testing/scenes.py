@@ -79,9 +79,9 @@ async def dead_letters(bus: Bus, queue: str, count: int = 1) -> list[tuple[Messa
 
 
 async def waiting(bus: Bus, queue: str) -> tuple[int, int]:
-    """How many messages of `queue` are not leased, and how many are."""
+    """How many messages of `queue` are not leased, and how many are, as far as the broker tells."""
     assert isinstance(bus.transport, Inspectable)
     for stats in await bus.transport.stats():
         if stats.name == queue:
-            return stats.ready + stats.delayed, stats.leased
+            return stats.ready + (stats.delayed or 0), stats.leased or 0
     return 0, 0

@@ -20,6 +20,8 @@ Rules that hold for every method:
 A queue that cannot do what is asked of it says so in its `Limits`, and core refuses at startup.
 """
 
+# A method of a Protocol is its docstring; pyright would have it return something all the same.
+# pyright: reportReturnType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -105,12 +107,14 @@ class Transport(Protocol):
         """Connect. Idempotent. Raises `ConfigurationError` (address, rights) or `ConnectionLost`."""
 
     async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
-        """Declare or verify the queue, and record its topics and patterns as exactly those of `queue`.
+        """Declare or verify the queue, add its topics to those it owns, and record its patterns as exactly those of
+        `queue`.
 
         Idempotent. What is sent or published to one of them after this returned reaches the queue. A topic that a
         queue of another service owns raises `ConfigurationError` where the broker can tell; a topic that another
-        queue of the same service owned moves here. `create=False` changes nothing and raises `QueueNotFound` if
-        there is no such queue. Returns what THIS queue can do.
+        queue of the same service owned moves here. A topic is otherwise never taken from a queue: an older worker
+        that attaches after a newer one must not cut the newer one's topics off. `create=False` changes nothing and
+        raises `QueueNotFound` if there is no such queue. Returns what THIS queue can do.
 
         `max_length` and `max_priority` are kept by the broker, so they hold for clients that never attached; other
         ones replace them and cost no message. A `passive` queue must exist and stays what it is: what `queue` says
@@ -152,8 +156,8 @@ class Transport(Protocol):
         """
 
     async def reply(self, address: str, message: Message) -> bool:
-        """Send a reply; False if the caller is known to be gone. At most once, never kept, never raises for an
-        address that leads nowhere. Raises `MessageTooLarge` before any I/O."""
+        """Send a reply; False if the caller is known to be gone, which some brokers never know. At most once, never
+        kept, never raises for an address that leads nowhere. Raises `MessageTooLarge` before any I/O."""
 
     def health(self) -> Health:
         """Now, from memory, without I/O."""
@@ -168,11 +172,11 @@ class Inspectable(Protocol):
     """What a transport offers to people who look after it; optional."""
 
     async def stats(self) -> Sequence[QueueStats]:
-        """Every queue, by name."""
+        """Every queue, by name; those that this transport attached where the broker lists no queues."""
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
-        """Up to `limit` messages that wait in the queue, delayed ones included, first to be delivered first;
-        nothing is leased or changed. Raises `QueueNotFound`."""
+        """Up to `limit` messages that wait in the queue, delayed ones included where `stats` tells of them, first to
+        be delivered first; nothing is leased or changed. Raises `QueueNotFound`."""
 
     async def purge(self, queue: str) -> int:
         """Delete the messages that wait; leased ones stay. Returns how many. Raises `QueueNotFound`."""

@@ -34,6 +34,7 @@ class PoorBroker(MemoryBroker):
             lease=None,
             priorities=0,
             counts_deliveries=False,
+            counts_releases=False,
             fanout=False,
             max_batch=1,
         )
@@ -159,7 +160,7 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("topics.patterns_are_exact", broker, "matches", _bound_too_widely),
     ("topics.every_bound_queue_gets_one_copy", broker, "matches", lambda pattern, topic: False),
     ("topics.a_topic_of_another_service_is_refused", MemoryBroker, "_check_claims", lambda self, spec: None),
-    ("topics.attaching_replaces_topics_and_patterns", MemoryBroker, "_disown", lambda self, queue: None),
+    ("topics.attaching_adds_topics_and_replaces_patterns", MemoryBroker, "_take_over", lambda self, queue, spec: None),
     ("topics.deleting_tells_who_waits", Queue, "destroy", lambda self, error: None),
     ("topics.an_ephemeral_queue_vanishes_with_close", MemoryBroker, "delete", lambda self, queue: None),
     ("failure.an_ephemeral_queue_vanishes_with_kill", MemoryBroker, "delete", lambda self, queue: None),

@@ -40,10 +40,12 @@ class Block:
 def blocks(path: Path) -> list[Block]:
     """All fenced blocks of the file, in order."""
     text = path.read_text()
-    return [
+    found = [
         Block(match["info"].split(), match["body"], text.count("\n", 0, match.start()) + 1)
         for match in FENCE.finditer(text)
     ]
+    assert text.count("```") + text.count("~~~") == 2 * len(found), f"{path.name} has a block that would not be run"
+    return found
 
 
 def pattern(expected: str) -> str:

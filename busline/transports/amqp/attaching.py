@@ -103,7 +103,8 @@ class Attached:
             register.put(queue, Entry(entry.service, entry.topics - topics, entry.patterns, entry.bindings))
             if queue in self._specs:
                 self._specs[queue] = topology.without(self._specs[queue], topics)
-        register.put(spec.name, Entry.of(spec))
+        before = register.queues.get(spec.name)
+        register.put(spec.name, Entry.of(spec, before.topics if before is not None else frozenset()))
 
     async def _moved(self, session: Session, spec: QueueSpec, register: Register) -> dict[str, frozenset[str]]:
         """Topics that other queues own, by queue. Raises ConfigurationError if one is another service's."""
@@ -144,10 +145,10 @@ class Attached:
 
 
 def _stale(before: Entry | None, spec: QueueSpec) -> Bindings:
-    """What the queue was bound to and is not to be any more."""
+    """What the queue was bound to and is not to be any more. Topics stay, for a newer worker may serve them."""
     if before is None:
         return {}
-    stale = {CALLS: before.topics - spec.topics, EVENTS: before.patterns - spec.patterns}
+    stale = {EVENTS: before.patterns - spec.patterns}
     kept = {(binding.exchange, binding.routing_key) for binding in spec.bindings}
     for exchange, key in before.bindings - kept:
         stale[exchange] = stale.get(exchange, frozenset()) | {key}

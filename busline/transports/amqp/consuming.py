@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from time import monotonic
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
 
-from busline.errors import BuslineError, ConfigurationError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
+from busline.errors import BuslineError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery, Message
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import delivery_count, is_readable, message_of
 from busline.transports.amqp.topology import exists
@@ -27,23 +29,32 @@ from busline.transports.amqp.wire import Consume
 
 SURPLUS_FOR = 0.02
 """Seconds that a consumer may be idle with nobody asking; between an ack and the next `receive` it always is."""
+IN_TRANSIT = 0.03
+"""Seconds after an ack in which the consumer may be given its next message. A quorum queue takes back what it assigns
+to a consumer that is cancelled in that moment, and counts a delivery that never was; so the cancel waits."""
 PAUSE = 0.2
 """Seconds between attempts to consume again when the broker took the consumer away and the queue is still there."""
 
-Receipt = tuple[Channel, int, str]
-"""The channel that it came on, its number there, and the consumer it came to."""
+GIVE_BACK_TIMEOUT = 2.0
+"""Seconds for giving everything back when closing; then the broker takes it back itself, and counts that."""
+
+Receipt = tuple[Channel, int, DeliveredMessage]
+"""The channel that it came on, its number there, and the message as it came."""
+
+Again = Callable[[str, DeliveredMessage, int, float], Awaitable[None]]
+"""Send a copy to this queue, with this count of deliveries, after so many seconds; returns when it is confirmed."""
 
 
 class Verb(Enum):
     """What the broker is told of a message."""
 
     ACK = 1
-    RELEASE = 2
+    GIVE_BACK = 2
     REJECT = 3
     """To the queue's dead letters."""
 
 
-ACK, RELEASE, REJECT = Verb
+ACK, GIVE_BACK, REJECT = Verb
 UNREADABLE = Message("", b"")
 
 
@@ -57,6 +68,7 @@ class AmqpConsumer:
         topic: str,
         slots: int,
         prefetch: int,
+        again: Again,
         leave: Callable[[AmqpConsumer], None],
     ) -> None:
         self.queue = queue
@@ -66,6 +78,7 @@ class AmqpConsumer:
         self._topic = topic
         self._slots = slots
         self._prefetch = prefetch
+        self._again = again
         self._leave = leave
         self._demands: deque[tuple[int, asyncio.Future[list[Delivery]]]] = deque()
         self._demanded = 0
@@ -76,6 +89,7 @@ class AmqpConsumer:
         self._tags: list[str] = []
         self._tag_number = 0
         self._taken_away = False
+        self._settled_at = 0.0
         self._channel: Channel | None = None
         self._wake = asyncio.Event()
         self._surplus: asyncio.TimerHandle | None = None
@@ -128,6 +142,7 @@ class AmqpConsumer:
         for delivery in deliveries:
             if delivery in self._out:
                 self._out.discard(delivery)
+                self._settled_at = monotonic()
                 known &= await self._tell(delivery, ACK)
             elif delivery in self._lost:
                 known = self._forget(delivery)
@@ -136,16 +151,27 @@ class AmqpConsumer:
             raise LeaseLost(f"the connection on which a message of {self.queue!r} came has ended before its ack")
 
     async def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
-        if delay > 0:
-            raise ConfigurationError(f"a message of {self.queue!r} can be released at once only; send a delayed copy")
+        """A confirmed copy, then the ack: the broker counts what is merely given back as if its holder had died.
+
+        Where no copy can be sent the message is given back and counted, or comes again because its connection ended.
+        """
         self._check()
+        check(delay, self.queue)
         for delivery in deliveries:
             if delivery in self._out:
                 self._out.discard(delivery)
-                await self._tell(delivery, RELEASE)
+                await self._release(delivery, delay)
             elif delivery in self._lost:
                 self._forget(delivery)
         self._look_for_surplus()
+
+    async def _release(self, delivery: Delivery, delay: float) -> None:
+        try:
+            await self._again(self.queue, delivery.receipt[2], delivery.deliveries, delay)
+        except BuslineError:
+            await self._tell(delivery, GIVE_BACK)
+        else:
+            await self._tell(delivery, ACK)
 
     async def extend(self, *deliveries: Delivery, lease: float) -> Sequence[Delivery]:
         """Never called: a message is ours as long as the connection lives."""
@@ -157,25 +183,44 @@ class AmqpConsumer:
             return
         self._end(TransportClosed(f"the consumer of {self.queue!r} is closed"))
         self._leave(self)
+        await self._give_back_everything()
         self._task.cancel()
         await asyncio.wait([self._task])
         if self._surplus is not None:
             self._surplus.cancel()
+
+    async def _give_back_everything(self) -> None:
+        channel = self._channel
+        if channel is None or channel.is_closed:
+            return
+        try:
+            async with asyncio.timeout(GIVE_BACK_TIMEOUT):
+                await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
+                for tag in list(self._tags):
+                    await self._remove(channel, tag)
+                await self._is_settled()
+                while self._out:
+                    await self._release(self._out.pop(), 0.0)
+        except LIBRARY as error:  # its channel closes next, which gives back the rest
+            if was_cancelled(error):
+                raise
 
     # -- the messages -------------------------------------------------------------------------------------------
 
     async def _arrived(self, delivered: DeliveredMessage) -> None:
         channel = delivered.channel
         assert isinstance(channel, Channel)
-        receipt: Receipt = (channel, delivered.delivery_tag or 0, delivered.consumer_tag or "")
+        receipt: Receipt = (channel, delivered.delivery_tag or 0, delivered)
         if not is_readable(delivered):
             await self._tell(Delivery(UNREADABLE, self.queue, receipt), REJECT)
             return
         delivery = Delivery(message_of(delivered, self._topic), self.queue, receipt, delivery_count(delivered))
         self._out.add(delivery)
         self._ready.append(delivery)
-        if self._slots:
+        if self._slots and self._ended is None:
             self._hand_out()
+        else:
+            self._look_for_surplus()
 
     def _hand_out(self) -> None:
         while self._demands and self._ready:
@@ -202,7 +247,7 @@ class AmqpConsumer:
             if verb is ACK:
                 await channel.basic_ack(number, wait=False)
             else:
-                await channel.basic_nack(number, requeue=verb is RELEASE, wait=False)
+                await channel.basic_nack(number, requeue=verb is GIVE_BACK, wait=False)
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
@@ -266,7 +311,9 @@ class AmqpConsumer:
 
     def _on_surplus(self) -> None:
         self._surplus = None
-        if self._has_surplus():
+        if self._settled_at > monotonic() - IN_TRANSIT:
+            self._look_for_surplus()
+        elif self._has_surplus():
             self._trim = True
             self._wake.set()
 
@@ -327,6 +374,7 @@ class AmqpConsumer:
             wanted = self._wanted()
         if self._trim or self._resized:
             self._trim = False
+            await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
             wanted = self._wanted() if self._slots else 0
             idle = self._idle_first()
             while len(self._tags) > wanted and idle:
@@ -347,7 +395,7 @@ class AmqpConsumer:
             await channel.basic_cancel(tag)
 
     def _idle_first(self) -> list[str]:
-        busy = {delivery.receipt[2] for delivery in self._out}
+        busy = {delivery.receipt[2].consumer_tag for delivery in self._out}
         return sorted(self._tags, key=busy.__contains__)
 
     async def _give_back_unasked(self) -> None:
@@ -358,7 +406,7 @@ class AmqpConsumer:
         while len(self._ready) > self._may_be_ready():
             delivery = self._ready.pop()
             self._out.discard(delivery)
-            await self._tell(delivery, RELEASE)
+            await self._release(delivery, 0.0)
 
     def _on_cancelled(self, frame: commands.Basic.Cancel) -> None:
         """The broker has taken a consumer away: the queue was deleted, or moved."""

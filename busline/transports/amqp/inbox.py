@@ -9,6 +9,7 @@ from collections.abc import Callable
 from secrets import token_hex
 
 from aiormq.abc import DeliveredMessage
+from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConnectionLost, TransportClosed
 from busline.message import Destination, Message
@@ -83,7 +84,7 @@ class AmqpInbox:
         await self._outlet.up(session)
         channel = self._outlet.channel
         if self._queue:
-            expires = {"x-queue-type": "classic", "x-expires": round(QUEUE_EXPIRES * 1000)}
+            expires: dict[str, FieldValue] = {"x-queue-type": "classic", "x-expires": round(QUEUE_EXPIRES * 1000)}
             await channel.rpc(Declare(queue=self._queue, durable=True, arguments=expires))
         channel.consumers["replies"] = self._arrived
         await channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=True, consumer_tag="replies"))

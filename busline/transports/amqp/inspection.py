@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
 
 from busline.errors import QueueNotFound
@@ -17,9 +17,9 @@ from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import message_of, properties
 from busline.transports.amqp.publishing import Outlet
-from busline.transports.amqp.registry import Entry, Registrar
+from busline.transports.amqp.registry import Entry, Register, Registrar
 from busline.transports.amqp.topology import find_queue
-from busline.transports.amqp.wire import Purge
+from busline.transports.amqp.wire import Declare, Purge
 
 
 class Inspection:
@@ -38,16 +38,28 @@ class Inspection:
         """Of the queues in the register that exist; the others are struck out of it."""
         seen: list[QueueStats] = []
         async with self._registrar.edit(session) as register:
-            for name, entry in sorted(register.queues.items()):
-                try:
-                    found = await self.find(session, name)
-                except QueueNotFound:
-                    register.remove(name)
-                except ChannelLockedResource:  # another process's ephemeral queue
-                    seen.append(_stats(name, entry, 0, 1))
-                else:
-                    seen.append(_stats(name, entry, found.message_count or 0, found.consumer_count or 0))
+            left = sorted(register.queues.items())
+            while left:
+                left = await self._look(session, left, seen, register)
         return seen
+
+    async def _look(
+        self, session: Session, queues: list[tuple[str, Entry]], seen: list[QueueStats], register: Register
+    ) -> list[tuple[str, Entry]]:
+        """Look at them on one channel, until the broker closes it because of one; returns those that are left."""
+        channel = await session.channel(lasting=False)
+        for number, (name, entry) in enumerate(queues):
+            try:
+                found = await channel.rpc(Declare(queue=name, passive=True))
+            except ChannelNotFoundEntity:
+                register.remove(name)
+                return queues[number + 1 :]
+            except ChannelLockedResource:  # another process's ephemeral queue
+                seen.append(_stats(name, entry, 0, 1))
+                return queues[number + 1 :]
+            seen.append(_stats(name, entry, found.message_count or 0, found.consumer_count or 0))
+        await session.give_up(channel)
+        return []
 
     async def peek(self, session: Session, queue: str, limit: int) -> Sequence[Message]:
         """The first messages that are ready; they are taken, and given back together."""
@@ -84,4 +96,4 @@ class Inspection:
 
 
 def _stats(name: str, entry: Entry, ready: int, consumers: int) -> QueueStats:
-    return QueueStats(name, ready, 0, 0, consumers, entry.topics, entry.patterns, entry.ephemeral)
+    return QueueStats(name, ready, None, None, consumers, entry.topics, entry.patterns, entry.ephemeral)

@@ -16,6 +16,9 @@ import hashlib
 from math import ceil
 from typing import TYPE_CHECKING
 
+from aiormq.channel import Channel
+from pamqp.common import FieldValue
+
 from busline.errors import ConfigurationError
 from busline.transports.amqp.properties import LADDER
 from busline.transports.amqp.wire import Bind, Declare
@@ -106,15 +109,15 @@ def _below(level: int) -> str:
     return f"{LADDER}{level - 1}" if level else DELAYED
 
 
-async def _declare_exchange(channel: _Channel, level: int) -> None:
+async def _declare_exchange(channel: Channel, level: int) -> None:
     name = f"{LADDER}{level}"
     await channel.exchange_declare(name, exchange_type="topic", durable=True)
     await channel.exchange_bind(destination=_below(level), source=name, routing_key=_pattern(level, 0))
 
 
-async def _declare_level(channel: _Channel, level: int) -> None:
+async def _declare_level(channel: Channel, level: int) -> None:
     name = f"{LADDER}{level}"
-    arguments = {
+    arguments: dict[str, FieldValue] = {
         "x-queue-type": "quorum",
         "x-message-ttl": round(TICK * 1000) << level,
         "x-dead-letter-exchange": _below(level),
@@ -123,7 +126,3 @@ async def _declare_level(channel: _Channel, level: int) -> None:
     }
     await channel.rpc(Declare(queue=name, durable=True, arguments=arguments))
     await channel.rpc(Bind(queue=name, exchange=name, routing_key=_pattern(level, 1)))
-
-
-if TYPE_CHECKING:
-    from aiormq.channel import Channel as _Channel

@@ -11,12 +11,13 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import aio_pika
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
 
 from busline.errors import BuslineError, ConnectionLost, TransportClosed
@@ -70,9 +71,10 @@ class Session:
         _name_tasks()
 
     @property
-    def wire(self) -> aio_pika.abc.aiormq.abc.AbstractConnection:
+    def wire(self) -> AbstractConnection:
         """The library's connection."""
-        assert self._connection is not None and self._connection.transport is not None
+        assert self._connection is not None
+        assert self._connection.transport is not None
         return self._connection.transport.connection
 
     @property
@@ -85,7 +87,7 @@ class Session:
         """A new one. If it is `lasting`, its end is the session's."""
         channel = await self._open_channel(confirms)
         if lasting:
-            channel.closing.add_done_callback(lambda closing: channel in self._leaving or self._on_closing(closing))
+            channel.closing.add_done_callback(partial(self._on_channel_closing, channel))
         return channel
 
     async def give_up(self, channel: Channel) -> None:
@@ -128,6 +130,10 @@ class Session:
             self._unblocked.set()
         else:
             self._unblocked.clear()
+
+    def _on_channel_closing(self, channel: Channel, closing: asyncio.Future[object]) -> None:
+        if channel not in self._leaving:
+            self._on_closing(closing)
 
     def _on_closing(self, closing: asyncio.Future[object]) -> None:
         if not self.broken.done():
@@ -224,17 +230,18 @@ class Link:
         """The current one; waits for it, at most as long as an operation may take, then raises ConnectionLost."""
         if self._session is not None:
             return self._session
-        if self._closed:
-            raise TransportClosed(f"the connection to {self.where} was closed")
         try:
             async with asyncio.timeout(self._settings.timeout):
-                while self._session is None:
-                    await self._up.wait()
-                    if self._closed:
-                        raise TransportClosed(f"the connection to {self.where} was closed")
+                return await self._next_session()
         except TimeoutError:
             raise ConnectionLost(f"no connection to {self.where}: {self.fault}") from None
-        return self._session
+
+    async def _next_session(self) -> Session:
+        while not self._closed:
+            if (session := self._session) is not None:
+                return session
+            await self._up.wait()
+        raise TransportClosed(f"the connection to {self.where} was closed")
 
     async def close(self) -> None:
         """End the session and its supervisor."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from copy import copy
+from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Any
 
@@ -23,6 +24,8 @@ MAX_PRIORITY = 10
 META = "busline"
 DIED = "busline-died"
 """A header that the driver adds to what the broker dead-lettered by itself: a JSON object that says why."""
+DELIVERIES = "busline-deliveries"
+"""A header of a message that was released: how often it had been handed out, releases not counted."""
 LADDER = "busline.delay."
 """How the names of the delay queues begin."""
 
@@ -30,9 +33,12 @@ APP_ID = "busline"
 PERSISTENT, TRANSIENT = 2, 1
 
 _OF_THE_BROKER = frozenset(
-    {META, "x-death", "x-delivery-count", "x-acquired-count", "x-first-death-exchange", "x-first-death-queue"}
-    | {"x-first-death-reason", "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "CC", "BCC"}
+    {META, DELIVERIES, "x-delivery-count", "x-acquired-count", "CC", "BCC", "x-death"}
+    | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
+_KEPT = frozenset({META})
+"""Of these, what a copy keeps. Not `x-death`: by it a broker would think that a copy which goes through the delay
+queues once more runs in a circle, and drop it."""
 
 
 def check(message: Message) -> None:
@@ -62,7 +68,7 @@ def properties(message: Message, *, reply_to: str | None = None, mode: int = PER
         correlation_id=message.correlation_id,
         reply_to=reply_to or message.reply_to,
         message_id=token_hex(16),
-        timestamp=datetime.now(timezone.utc),
+        timestamp=datetime.now(UTC),
         message_type=message.topic,
         app_id=APP_ID,
     )
@@ -91,12 +97,26 @@ def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
 
 
 def delivery_count(delivered: DeliveredMessage) -> int:
-    """How often it was handed out. Quorum queues count; of others it is known only that it was before."""
+    """How often it was handed out, releases not counted. Quorum queues count; of others only a first is known."""
     headers = delivered.header.properties.headers
-    count = headers.get("x-delivery-count") if headers else None
+    if not headers:
+        return 2 if delivered.redelivered else 1
+    before, count = headers.get(DELIVERIES, 0), headers.get("x-delivery-count")
     if isinstance(count, int):
-        return count + 1
-    return 2 if delivered.redelivered else 1
+        return count + 1 + (before if isinstance(before, int) and before > 0 else 0)
+    return 2 if delivered.redelivered or before else 1
+
+
+def released(found: Basic.Properties, deliveries: int) -> Basic.Properties:
+    """Of the copy that takes the place of a released message: as it came, and the broker counts anew."""
+    headers = {key: value for key, value in (found.headers or {}).items() if key in _KEPT or key not in _OF_THE_BROKER}
+    if died := _died((found.headers or {}).get("x-death")):
+        headers[DIED] = died
+    if deliveries > 1:
+        headers[DELIVERIES] = deliveries - 1
+    again = copy(found)
+    again.headers, again.message_id = headers or None, token_hex(16)
+    return again
 
 
 def _own(headers: Mapping[str, Any]) -> dict[str, str]:

@@ -44,10 +44,10 @@ class Entry:
     ephemeral: bool = False
 
     @classmethod
-    def of(cls, spec: QueueSpec) -> Entry:
-        """What is recorded of it."""
+    def of(cls, spec: QueueSpec, topics: frozenset[str]) -> Entry:
+        """What is recorded of it; it keeps the `topics` that it has had."""
         bindings = frozenset((binding.exchange, binding.routing_key) for binding in spec.bindings)
-        return cls(spec.service, spec.topics, spec.patterns, bindings, spec.ephemeral)
+        return cls(spec.service, spec.topics | topics, spec.patterns, bindings, spec.ephemeral)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 A queue's arguments cannot be changed at the broker: declaring it with others is refused. So there are few arguments,
 most of them constants, and of those that come from an option a difference is tolerated: the queue works on as the
-broker has it, and `health()` names the difference. Only another type, or another place for dead letters, is refused.
+broker has it, and `health()` names the difference. Only another type is refused.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from busline.transports.amqp.wire import Bind, Declare, Unbind
 
 CALLS = "busline.calls"
 EVENTS = "busline.events"
-DEAD = ".dead"
-"""What the name of a queue's dead letters ends with."""
 DELIVERY_LIMIT = 40
 """Starts after which the broker itself dead-letters a message: twice core's limit, the last resort."""
 NO_DELIVERY_LIMIT = 1_000_000_000
 """For dead letters, which nobody may lose by looking at them. RabbitMQ 4 has a limit of 20 if none is set."""
 MAX_NAME_BYTES = 255
 
-_TOLERATED = frozenset({"x-max-priority", "x-max-length", "x-overflow", "x-delivery-limit"})
+_TOLERATED = frozenset(
+    {"x-max-priority", "x-max-length", "x-overflow", "x-delivery-limit"}
+    | {"x-dead-letter-exchange", "x-dead-letter-routing-key"}
+)
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*?) but current is (.*)", re.DOTALL)
 
 
 def check(spec: QueueSpec, kind: Kind) -> None:
     """Raises ConfigurationError for what no broker could declare."""
-    if not spec.name or len((spec.name + DEAD).encode()) > MAX_NAME_BYTES:
-        raise ConfigurationError(f"queue {spec.name!r}: a name has 1 to {MAX_NAME_BYTES - len(DEAD)} bytes at RabbitMQ")
+    if not spec.name or len(spec.name.encode()) > MAX_NAME_BYTES:
+        raise ConfigurationError(f"queue {spec.name!r}: a name has 1 to {MAX_NAME_BYTES} bytes at RabbitMQ")
     if spec.name.startswith("amq."):
         raise ConfigurationError(f"queue {spec.name!r}: names that begin with amq. are RabbitMQ's own")
     for topic in (*spec.topics, *spec.patterns):
@@ -72,14 +73,13 @@ def arguments(spec: QueueSpec, kind: Kind) -> dict[str, Any]:
         chosen |= {"x-max-length": spec.max_length, "x-overflow": "reject-publish"}
     if spec.ephemeral:
         return chosen
-    dead = spec.name.endswith(DEAD)
     chosen["x-queue-type"] = kind
     if kind == "quorum":
-        chosen["x-delivery-limit"] = NO_DELIVERY_LIMIT if dead else DELIVERY_LIMIT
+        chosen["x-delivery-limit"] = NO_DELIVERY_LIMIT if spec.for_dead_letters else DELIVERY_LIMIT
     else:
         chosen["x-max-priority"] = MAX_PRIORITY
-    if not dead:
-        chosen |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": spec.name + DEAD}
+    if spec.dead_letter is not None and not spec.for_dead_letters:
+        chosen |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": spec.dead_letter}
     return chosen
 
 
@@ -88,15 +88,16 @@ def limits(spec: QueueSpec, kind: Kind) -> Limits:
     classic = kind == "classic"
     return Limits(
         max_delay=LONGEST,
-        max_release_delay=0.0,
+        max_release_delay=LONGEST,
         lease=None,
         max_lease=float("inf"),
         priorities=MAX_PRIORITY if classic and not spec.ephemeral else 0,
         max_bytes=MAX_BYTES,
         max_batch=256,
         counts_deliveries=not classic,
+        counts_releases=False,
         fanout=True,
-        ordered=not classic,
+        ordered=False,
     )
 
 

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
 from busline.errors import (
     BuslineError,
     ConfigurationError,
@@ -23,7 +26,7 @@ from busline.transports.amqp.inbox import AmqpInbox, is_address
 from busline.transports.amqp.inspection import Inspection
 from busline.transports.amqp.ladder import Ladder
 from busline.transports.amqp.link import Link, Session
-from busline.transports.amqp.properties import TRANSIENT, check, properties
+from busline.transports.amqp.properties import TRANSIENT, check, properties, released
 from busline.transports.amqp.publishing import Outlet
 from busline.transports.amqp.registry import Registrar
 from busline.transports.amqp.replying import ReplyOutlet
@@ -140,7 +143,7 @@ class AmqpTransport:
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> AmqpConsumer:
         async with self._operation():
             topic = self._attached.sole_topic(queue)
-            consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._consumers.remove)
+            consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._again, self._consumers.remove)
             self._consumers.append(consumer)
             return consumer
 
@@ -190,20 +193,33 @@ class AmqpTransport:
             exchange, key, message.body, properties(message), lambda: self._unroutable(to), lambda: self._full(to)
         )
 
+    async def _again(self, queue: str, delivered: DeliveredMessage, deliveries: int, delay: float) -> None:
+        """A copy of what was delivered, to the same queue."""
+        found = released(delivered.header.properties, deliveries)
+        to = ToQueue(queue)
+        if delay > 0:
+            await self._climb(to, delay, delivered.body, found)
+        else:
+            await self._outlet.put("", queue, delivered.body, found, lambda: self._unroutable(to))
+
     async def _send_later(self, to: Destination, message: Message) -> None:
         queue = to.queue if isinstance(to, ToQueue) else await self._owner(to.topic)
         if queue not in self._attached:
             async with self._operation() as session:
                 await self._inspection.find(session, queue)
-        number = delays.ticks(message.delay)
+        await self._climb(ToQueue(queue), message.delay, message.body, properties(message))
+
+    async def _climb(self, to: ToQueue, delay: float, body: bytes, found: Basic.Properties) -> None:
+        """Into the ladder, at whose end the queue is."""
+        number = delays.ticks(delay)
         try:
-            await self._ladder.prepare(await self._out.session(), number, queue)
+            await self._ladder.prepare(await self._out.session(), number, to.queue)
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
             raise translate(error, self.where) from error
-        entrance, key = delays.entrance(number), delays.routing_key(number, queue)
-        await self._outlet.put(entrance, key, message.body, properties(message), lambda: self._unroutable(to))
+        key = delays.routing_key(number, to.queue)
+        await self._outlet.put(delays.entrance(number), key, body, found, lambda: self._unroutable(to))
 
     async def _owner(self, topic: str) -> str:
         if (queue := self._attached.owner(topic)) is not None:

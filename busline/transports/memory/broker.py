@@ -57,6 +57,7 @@ class MemoryBroker:
             max_bytes=MAX_BYTES,
             max_batch=MAX_BATCH,
             counts_deliveries=True,
+            counts_releases=False,
             fanout=True,
             ordered=False,
         )
@@ -110,8 +111,7 @@ class MemoryBroker:
             return True
         if queue.spec.ephemeral != spec.ephemeral:
             raise ConfigurationError(f"queue {spec.name!r} exists with ephemeral={queue.spec.ephemeral}")
-        self._disown(queue)
-        self._take_over(queue, spec)
+        self._take_over(queue, replace(spec, topics=spec.topics | queue.spec.topics))
         return False
 
     def check_options(self, spec: QueueSpec) -> None:
@@ -138,7 +138,7 @@ class MemoryBroker:
         queue.spec = spec
         for topic in spec.topics:
             before = self._owners.get(topic)
-            if before is not None:
+            if before is not None and before is not queue:
                 before.spec = _without(before.spec, topic)
             self._owners[topic] = queue
 

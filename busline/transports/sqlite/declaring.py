@@ -46,7 +46,7 @@ def verify(db: sqlite3.Connection, spec: QueueSpec, where: str) -> None:
 
 
 def declare(db: sqlite3.Connection, ledger: Ledger, spec: QueueSpec, where: str) -> None:
-    """Make the queue and its topics and patterns exactly what `spec` says."""
+    """Make the queue and its patterns what `spec` says, and its topics at least that."""
     _check_owners(db, spec, where)
     row = db.execute(_FIND, (spec.name,)).fetchone()
     values = (spec.service, spec.ephemeral, ledger.process if spec.ephemeral else None)
@@ -56,7 +56,8 @@ def declare(db: sqlite3.Connection, ledger: Ledger, spec: QueueSpec, where: str)
     else:
         queue = row[0]
         same = not spec.ephemeral and row[1:] == (spec.service, 0, *options)
-        if same and names_of(db, queue) == (spec.topics, spec.patterns):
+        topics, patterns = names_of(db, queue)
+        if same and topics >= spec.topics and patterns == spec.patterns:
             return
         db.execute(_CHANGE, (*values, *options, queue))
     if spec.max_length is not None and (row is None or row[4] is None):
@@ -114,7 +115,6 @@ def names_of(db: sqlite3.Connection, queue: int) -> tuple[frozenset[str], frozen
 
 
 def _set_names(db: sqlite3.Connection, queue: int, spec: QueueSpec) -> None:
-    db.execute("DELETE FROM topic WHERE queue = ?", (queue,))
     db.execute("DELETE FROM pattern WHERE queue = ?", (queue,))
     db.executemany("INSERT OR REPLACE INTO topic (topic, queue) VALUES (?, ?)", [(t, queue) for t in spec.topics])
     db.executemany("INSERT INTO pattern (pattern, queue) VALUES (?, ?)", [(p, queue) for p in spec.patterns])

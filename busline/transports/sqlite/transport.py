@@ -65,6 +65,7 @@ class SqliteTransport:
             max_bytes=MAX_BYTES,
             max_batch=MAX_BATCH,
             counts_deliveries=True,
+            counts_releases=False,
             fanout=True,
             ordered=True,
         )
