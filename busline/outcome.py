@@ -289,10 +289,13 @@ def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, terms: Ter
     )
 
 
-def replayed(letter: Message, envelope: Envelope) -> tuple[str, Message]:
-    """The queue that a dead letter came from, and the message as it goes back there: a first attempt, same id."""
+def replayed(letter: Message, envelope: Envelope, *, now: float) -> tuple[str, Message]:
+    """The queue that a dead letter came from, and the message as it goes back there: a first attempt, same id.
+
+    Whatever its queue says of times to live counts from `now`. The queue is "" where the letter doesn't say.
+    """
     failure = envelope.failure or {}
-    anew = replace(envelope, attempt=1, failure=None, due_at=None, expires_at=None)
+    anew = replace(envelope, attempt=1, failure=None, due_at=now, expires_at=None)
     priority = failure.get("priority")
     message = replace(
         letter,
@@ -321,4 +324,7 @@ def without_our_frames(error: BaseException) -> BaseException:
     return error.with_traceback(trace or error.__traceback__)
 
 
-_OURS = ("busline.handling", "busline.binding", "anyio.")
+_OURS = (
+    *("busline.handling", "busline.running", "busline.driving", "busline.executors", "busline.binding"),
+    *("anyio.", "concurrent."),
+)

@@ -42,7 +42,7 @@ LAYERS = [
     (
         "engines",
         {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running"}
-        | {"settling", "handling", "slots", "worker"},
+        | {"settling", "handling", "slots", "worker", "dead_letters"},
     ),
     ("façade", {"bus", "router", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
