@@ -114,6 +114,13 @@ def _everybody(self: MemoryBroker, address: str, message: Message) -> bool:
     return bool(self._inboxes)
 
 
+def _takes_over_with_old_patterns(self: MemoryBroker, queue: Queue, spec: QueueSpec) -> None:
+    take_over(self, queue, replace(spec, patterns=spec.patterns | queue.spec.patterns))
+
+
+take_over = MemoryBroker._take_over
+
+
 def _bound_too_widely(pattern: str, topic: str) -> bool:
     return topic.startswith(pattern.rstrip("#*."))
 
@@ -160,7 +167,7 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("topics.patterns_are_exact", broker, "matches", _bound_too_widely),
     ("topics.every_bound_queue_gets_one_copy", broker, "matches", lambda pattern, topic: False),
     ("topics.a_topic_of_another_service_is_refused", MemoryBroker, "_check_claims", lambda self, spec: None),
-    ("topics.attaching_adds_topics_and_replaces_patterns", MemoryBroker, "_take_over", lambda self, queue, spec: None),
+    ("topics.attaching_adds_topics_and_replaces_patterns", MemoryBroker, "_take_over", _takes_over_with_old_patterns),
     ("topics.deleting_tells_who_waits", Queue, "destroy", lambda self, error: None),
     ("topics.an_ephemeral_queue_vanishes_with_close", MemoryBroker, "delete", lambda self, queue: None),
     ("failure.an_ephemeral_queue_vanishes_with_kill", MemoryBroker, "delete", lambda self, queue: None),
