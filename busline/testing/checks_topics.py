@@ -134,8 +134,9 @@ async def check_a_topic_is_no_pattern(h: Harness) -> None:
         await owner.transport.publish(topic, Message(topic, b"event"))
         await nothing_comes(h, owner.consumer)
         if owner.limits.fanout:
-            await owner.transport.attach(_events(owner.queue, topic))
-            await raises(NoHandler, owner.transport.send(ToTopic(topic), Message(topic, b"call")))
+            bound = h.unique("orders.created")
+            await owner.transport.attach(_events(owner.queue, bound))
+            await raises(NoHandler, owner.transport.send(ToTopic(bound), Message(bound, b"call")))
 
 
 async def check_attaching_twice_changes_nothing(h: Harness) -> None:
