@@ -86,7 +86,8 @@ class QueuePlan:
         """Where its dead letters go; an ephemeral queue has none, because nobody could look for it later."""
         if self.spec.ephemeral:
             return None
-        return QueueSpec(self.queue.dead_letter or self.spec.name + DEAD_SUFFIX, self.spec.service)
+        name = self.queue.dead_letter or self.spec.name + DEAD_SUFFIX
+        return QueueSpec(name, self.spec.service, for_dead_letters=True)
 
 
 class Plan:
@@ -172,6 +173,7 @@ class Plan:
             kind=queue.kind,
             bindings=tuple(queue.bindings),
             passive=queue.passive,
+            dead_letter=None if ephemeral else queue.dead_letter or name + DEAD_SUFFIX,
         )
         owns = bool(patterns) or handler.options.owns_queue
         return QueuePlan(spec, queue, owner=handler if owns else None)
