@@ -42,7 +42,7 @@ class Drive(Awaitable[Any]):
                 argument = yield awaited
                 step = send
             except GeneratorExit:
-                self._coroutine.close()
+                run(self._coroutine.close)
                 raise
             except asyncio.CancelledError as error:
                 step, argument = throw, self._translated(error)

@@ -32,7 +32,7 @@ from busline.settling import Settlement
 from busline.telemetry import Telemetry
 from busline.transports.base import Consumer, Transport
 from busline.wheel import Wheel
-from busline.wire import Envelope, decode_envelope, new_id
+from busline.wire import Envelope, decode_envelope, new_id, text_of
 from busline.work import Why, Work
 
 REMEMBERED_UNKNOWN = 10_000
@@ -166,13 +166,16 @@ class Handling:
         return outcome.final(delivery, envelope, fault, self._terms, now=now)
 
     def _unknown_topic(self, delivery: Delivery, envelope: Envelope, now: float) -> Effects:
-        first_seen = self._first_seen.setdefault(envelope.id, now)
+        # A message from elsewhere may have no id that outlives a delivery, so it is known by what it says.
+        message = delivery.message
+        key = envelope.id if message.meta or message.correlation_id else f"{message.topic} {hash(message.body)}"
+        first_seen = self._first_seen.setdefault(key, now)
         if len(self._first_seen) > REMEMBERED_UNKNOWN:
             self._first_seen.popitem(last=False)
         grace = self._services.settings.unknown_grace
         effects = outcome.unknown_topic(delivery, envelope, self._terms, first_seen=first_seen, now=now, grace=grace)
         if type(effects[0]) is not Release:
-            del self._first_seen[envelope.id]
+            del self._first_seen[key]
         return effects
 
     async def _attempt(self, work: Work, payload: Any, slot: SlotLike) -> None:
@@ -194,8 +197,8 @@ class Handling:
         try:
             body = await self._runner.run(work, payload, slot)
             await work.flush(self._services.transport)
-        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # A CancelledError is the handler's own failure unless this very task is being cancelled.
+        except BaseException as error:
+            # A handler may raise anything; a CancelledError is its own unless this very task is being cancelled.
             if isinstance(error, asyncio.CancelledError) and _being_cancelled():
                 raise
             return self._failed(work, error)
@@ -228,7 +231,7 @@ class Handling:
             self._telemetry.retried(delivery, envelope, error, attempts, delay)
             kind = "event.retried"
         name = type(error).__name__
-        self._services.events.emit(kind, delivery.message.topic, envelope, error=name, message=str(error))
+        self._services.events.emit(kind, delivery.message.topic, envelope, error=name, message=text_of(error))
 
     def _record(self, *, failed: bool) -> None:
         if self._window is None or not self._window.ended(self._now(), failed=failed):

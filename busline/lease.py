@@ -37,6 +37,8 @@ class LeaseKeeper:
 
     async def _extend(self, consumer: Consumer) -> None:
         mine = [delivery for delivery, owner in self.running.items() if owner is consumer]
+        if not mine:
+            return  # They ended while another consumer was asked.
         try:
             lost = await consumer.extend(*mine, lease=self.lease)
         except TransportClosed:

@@ -51,8 +51,14 @@ class Queue:
 
 def check_queue_name(name: str | None) -> str | None:
     """Return `name`, or raise ConfigurationError if no broker could carry it."""
-    if name is not None and not 0 < len(name.encode()) <= 200:
-        raise ConfigurationError(f"a queue's name has 1 to 200 bytes, {name!r} has not")
+    if name is None:
+        return None
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= 200:
+        raise ConfigurationError(f"a queue's name is text of 1 to 200 bytes, {name!r} is not")
     return name
 
 

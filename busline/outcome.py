@@ -17,13 +17,15 @@ from typing import Any, Literal
 from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
 from busline.retry import END, Retry, Verdict
-from busline.wire import Envelope, encode_error, reply_to
+from busline.wire import Envelope, encode_error, printable, reply_to
 
 Reason = Literal["undecodable", "too_large", "invalid", "unknown_topic", "expired", "failed", "rejected", "poison"]
 """Why a message is a dead letter."""
 
 TRACEBACK_LIMIT = 8_000
 """Characters of a traceback that are kept; its end says more than its beginning."""
+MESSAGE_LIMIT = 2_000
+"""Characters of an error's text that are kept with a dead letter, which has to fit into the broker's limit."""
 UNKNOWN_DELAY = (0.02, 0.25)
 """Shortest and longest pause before a message of an unknown topic is offered to the sibling workers again, seconds."""
 
@@ -265,9 +267,9 @@ def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, terms: Ter
     """The message as it is kept: same id, topic, headers and body, with the story of its failure."""
     failure = {
         "reason": fault.reason,
-        "type": fault.type,
-        "message": fault.message,
-        "traceback": fault.traceback[-TRACEBACK_LIMIT:],
+        "type": printable(fault.type),
+        "message": printable(fault.message[:MESSAGE_LIMIT]),
+        "traceback": printable(fault.traceback[-TRACEBACK_LIMIT:]),
         "attempts": envelope.attempt,
         "first_at": envelope.sent_at,
         "last_at": now,
@@ -311,9 +313,15 @@ def fault_of(error: BaseException, described: tuple[str, str, dict[str, Any]]) -
     """The fault that an exception of a handler amounts to; `described` is how it travels."""
     kind, text, details = described
     if isinstance(error, Reject):
-        return Fault("rejected", "busline.rejected", error.reason, {})
-    trace = "".join(traceback.format_exception(without_our_frames(error)))
-    return Fault("failed", kind, text, details, trace)
+        return Fault("rejected", "busline.rejected", text, {})
+    return Fault("failed", kind, text, details, _traceback_of(error))
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(without_our_frames(error)))
+    except Exception as fault:  # it asks the exception for its notes and more, which are somebody else's code
+        return f"(its traceback cannot be had: {fault.__class__.__name__})"
 
 
 def without_our_frames(error: BaseException) -> BaseException:

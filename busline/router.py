@@ -37,7 +37,7 @@ class Router:
 
         The options are described at `HandlerOptions`. Raises ConfigurationError for what cannot be.
         """
-        name = check_topic(topic.name if isinstance(topic, Topic) else topic)
+        name = check_topic(_given("handler", topic.name if isinstance(topic, Topic) else topic))
         checked = Options(**options)
 
         def declare(function: F) -> F:
@@ -56,7 +56,7 @@ class Router:
         there; nothing is kept for it, so it takes neither a retry policy nor a `Queue`. The options are described at
         `HandlerOptions`.
         """
-        check_pattern(pattern)
+        check_pattern(_given("subscriber", pattern))
         checked = Options(**options)
         if broadcast:
             if checked.retry is not None or isinstance(checked.queue, Queue):
@@ -87,3 +87,9 @@ class Router:
 
     def _declare(self, declaration: Declaration) -> None:
         self._declarations.append(declaration)
+
+
+def _given(decorator: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f'{name!r} is not a topic; it is written @bus.{decorator}("some.topic")')
+    return name

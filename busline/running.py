@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
+from inspect import isawaitable
+from types import CoroutineType
 from typing import Any, Protocol
 
 from anyio import CapacityLimiter
@@ -63,12 +65,15 @@ class Runner:
         variables = copy_context()
         context = Context(self._bus, work.delivery, work.envelope, work)
         variables.run(CURRENT.set, context)
+        invoke = partial(binding.invoke, payload, context)
         if binding.is_async:
-            work.drive = Drive(variables, binding.invoke(payload, context))
-            result = await work.drive
+            result = variables.run(invoke)
         else:
             work.thread = ThreadRun()
-            result = await work.thread.run(variables, partial(binding.invoke, payload, context), self._threads)
+            result = await work.thread.run(variables, invoke, self._threads)
+        if isawaitable(result):  # also of a plain function, whose work would otherwise be lost without a word
+            work.drive = Drive(variables, result if isinstance(result, CoroutineType) else _awaited(result))
+            result = await work.drive
         return NULL if message.reply_to is None else encode(result)
 
     def _set_alarms(self, work: Work, slot: Cancellable) -> list[tuple[Alarm, int]]:
@@ -82,6 +87,10 @@ class Runner:
         if options.time_limit is not None:
             alarms.append((options.time_limit, partial(slot.cancel, "time_limit")))
         return [(alarm, self._alarms.add(alarm, now + delay)) for delay, alarm in alarms]
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def _interrupt(work: Work, limit: float) -> None:

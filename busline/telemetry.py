@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from busline.errors import Reject
 from busline.message import Delivery
 from busline.outcome import Fault
-from busline.wire import Envelope
+from busline.wire import Envelope, text_of
 
 log = logging.getLogger("busline")
 
@@ -56,7 +56,7 @@ class Telemetry:
             log.warning(
                 "%s %s failed on attempt %d of %d, next in %.1f s: %s: %s",
                 *(delivery.message.topic, envelope.id, envelope.attempt, attempts, delay),
-                *(type(error).__name__, error),
+                *(type(error).__name__, text_of(error)),
                 extra=fields,
             )
 
@@ -67,7 +67,7 @@ class Telemetry:
             return  # The handler's decision, told where it becomes a dead letter.
         log.error(
             "%s %s failed for good on attempt %d: %s: %s",
-            *(delivery.message.topic, envelope.id, envelope.attempt, type(error).__name__, error),
+            *(delivery.message.topic, envelope.id, envelope.attempt, type(error).__name__, text_of(error)),
             extra=_fields("failed", delivery, envelope, attempt=envelope.attempt),
             exc_info=error,
         )
@@ -77,7 +77,7 @@ class Telemetry:
         self.stats.failed += 1
         log.info(
             "%s %s answered with %s: %s",
-            *(delivery.message.topic, envelope.id, type(error).__name__, error),
+            *(delivery.message.topic, envelope.id, type(error).__name__, text_of(error)),
             extra=_fields("answered", delivery, envelope),
         )
 

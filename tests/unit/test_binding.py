@@ -362,7 +362,7 @@ def test_a_model_with_undefined_parts_is_refused_too() -> None:
     def among(half: Half, number: int) -> None: ...
 
     for function in (alone, among):
-        with pytest.raises(ConfigurationError, match="Half|Nowhere"):
+        with pytest.raises(ConfigurationError, match=r"Half|Nowhere"):
             Binding(function)
 
 

@@ -25,7 +25,7 @@ from busline.transports.amqp.faults import LIBRARY, refusal, translate, was_canc
 from busline.transports.amqp.url import Settings
 from busline.transports.amqp.wire import Socket
 
-BACK_OFF = (0.1, 15.0)
+BACK_OFF = (0.1, 3.0)
 """First and longest pause between two attempts to connect, seconds."""
 CLOSE_TIMEOUT = 2.0
 """Seconds for the closing handshake; then the socket is cut."""

@@ -1,0 +1,267 @@
+"""RabbitMQ and the way to it fail in every way that we can arrange; nothing of ours is restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from busline import Bus
+from busline.errors import BuslineError, ConnectionLost, OutcomeUnknown, TransportError
+from busline.message import Message, QueueSpec, ToQueue, ToTopic
+from busline.transports.amqp import AmqpTransport, from_url
+from tests.proxy import Proxy
+from tests.servers import Rabbit, remove, start_rabbit
+
+pytestmark = pytest.mark.timeout(180)
+
+CALL_TIMEOUT = 4.0
+RECOVERY = 5.0
+"""Seconds after which calls flow again, counted from when the fault is over."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """The client library logs every lost connection as an error."""
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Rabbit]:
+    """A node that these tests kill and freeze."""
+    started = start_rabbit()
+    yield started
+    remove(started)
+
+
+def name(prefix: str) -> str:
+    """Nobody else's."""
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], within: float) -> None:
+    """It becomes true in time."""
+    async with asyncio.timeout(within):
+        while not await holds():
+            await asyncio.sleep(0.05)
+
+
+@dataclass
+class Ledger:
+    """What was asked and what became of it."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    late: list[float] = field(default_factory=list)
+    wrong: list[object] = field(default_factory=list)
+    answered_at: list[float] = field(default_factory=list)
+    confirmed: set[str] = field(default_factory=set)
+    handled: Counter[str] = field(default_factory=Counter)
+    interrupted: int = 0
+
+    def lost(self) -> set[str]:
+        """Confirmed and never handled."""
+        return self.confirmed - set(self.handled)
+
+    async def recovery(self, since: float, within: float) -> float:
+        """Seconds until a call was answered that was asked after the instant `since`."""
+
+        async def flowing() -> bool:
+            return bool(self.answered_at) and self.answered_at[-1] > since
+
+        await eventually(flowing, within)
+        return min(at for at in self.answered_at if at > since) - since
+
+
+@asynccontextmanager
+async def load(url: str, callers: int = 8) -> AsyncIterator[Ledger]:
+    """A worker, callers that call without a pause, and a sender of jobs; all of them go on through every fault."""
+    ledger, service = Ledger(), name("svc")
+    worker_bus, caller = Bus(url, service=service), Bus(url)
+
+    @worker_bus.handler(f"{service}.echo")
+    async def echo(number: int) -> int:
+        return number
+
+    @worker_bus.handler(f"{service}.job")
+    async def job(key: str) -> None:
+        try:
+            await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            ledger.interrupted += 1
+            raise
+        ledger.handled[key] += 1
+
+    stop = asyncio.Event()
+
+    async def ask(number: int) -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                answer = await caller.call(f"{service}.echo", number, timeout=CALL_TIMEOUT)
+                if answer != number:
+                    ledger.wrong.append(answer)
+                ledger.answered_at.append(began)
+                ledger.outcomes["answered"] += 1
+            except BuslineError as error:
+                ledger.outcomes[type(error).__name__] += 1
+                await asyncio.sleep(0.05)
+            if (took := time.monotonic() - began) > CALL_TIMEOUT + 0.5:
+                ledger.late.append(took)
+
+    async def send() -> None:
+        while not stop.is_set():
+            key = name("job")
+            with contextlib.suppress(BuslineError):
+                await caller.send(f"{service}.job", key)
+                ledger.confirmed.add(key)
+            await asyncio.sleep(0.01)
+
+    async with caller, worker_bus.worker(concurrency=8):
+        tasks = [asyncio.create_task(ask(number)) for number in range(callers)] + [asyncio.create_task(send())]
+        yield ledger
+        stop.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+        async def settled() -> bool:
+            return not ledger.lost()
+
+        with contextlib.suppress(TimeoutError):
+            await eventually(settled, 20)
+    assert not ledger.lost(), f"{len(ledger.lost())} of {len(ledger.confirmed)} lost; {ledger.outcomes}"
+    assert ledger.wrong == []
+    assert ledger.late == []
+    assert ledger.interrupted == 0
+    print(dict(ledger.outcomes), len(ledger.confirmed), "confirmed", sum(ledger.handled.values()), "handled")
+
+
+async def test_the_broker_is_killed_three_times_under_load(node: Rabbit) -> None:
+    async with load(node.url) as ledger:
+        for _ in range(3):
+            await ledger.recovery(time.monotonic(), 20)
+            await asyncio.to_thread(node.kill)
+            await asyncio.to_thread(node.start)
+            print("recovery", round(await ledger.recovery(time.monotonic(), RECOVERY), 2))
+    assert set(ledger.outcomes) <= {"answered", "ReplyLost", "ConnectionLost", "OutcomeUnknown", "CallTimeout"}
+
+
+async def test_all_connections_are_closed_by_an_operator(node: Rabbit) -> None:
+    async with load(node.url) as ledger:
+        await ledger.recovery(time.monotonic(), 20)
+        await asyncio.to_thread(node.ctl, "close_all_connections", "test")
+        print("recovery", round(await ledger.recovery(time.monotonic(), RECOVERY), 2))
+    assert ledger.outcomes["ReplyLost"] > 0
+
+
+async def test_a_queue_deleted_under_its_consumer_comes_back(node: Rabbit) -> None:
+    service = name("svc")
+    bus, other = Bus(node.url, service=service), Bus(node.url)
+
+    @bus.handler(f"{service}.echo")
+    async def echo(number: int) -> int:
+        return number
+
+    async with other, bus.worker():
+        assert await other.call(f"{service}.echo", 1, timeout=10) == 1
+        await asyncio.to_thread(node.ctl, "delete_queue", service)
+        began = time.monotonic()
+
+        async def answered() -> bool:
+            try:
+                return bool(await other.call(f"{service}.echo", 2, timeout=1) == 2)
+            except BuslineError:
+                return False
+
+        await eventually(answered, RECOVERY)
+        print("recovery", round(time.monotonic() - began, 2))
+
+
+async def test_a_frozen_broker_costs_time_and_nothing_else(node: Rabbit) -> None:
+    async with load(f"{node.url}?heartbeat=2&timeout=3") as ledger:
+        await ledger.recovery(time.monotonic(), 20)
+        node.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(12)  # beyond three heartbeats: the connection is given up, and found again
+        finally:
+            node.signal(signal.SIGCONT)
+        print("recovery", round(await ledger.recovery(time.monotonic(), RECOVERY), 2))
+    assert set(ledger.outcomes) <= {"answered", "ReplyLost", "ConnectionLost", "OutcomeUnknown", "CallTimeout"}
+
+
+async def test_a_black_hole_is_found_by_the_heartbeat(node: Rabbit) -> None:
+    proxy = Proxy(node.port)
+    await proxy.start()
+    try:
+        async with load(f"amqp://127.0.0.1:{proxy.port}/?heartbeat=1&timeout=3&connect_timeout=2") as ledger:
+            await ledger.recovery(time.monotonic(), 20)
+            proxy.swallow()
+            await asyncio.sleep(9)
+            proxy.pass_again()
+            print("recovery", round(await ledger.recovery(time.monotonic(), 2 * RECOVERY), 2))
+    finally:
+        await proxy.close()
+    assert set(ledger.outcomes) <= {"answered", "ReplyLost", "ConnectionLost", "OutcomeUnknown", "CallTimeout"}
+
+
+async def test_a_memory_alarm_is_a_typed_error_in_time_and_consumers_keep_acking(node: Rabbit) -> None:
+    queue = name("queue")
+    sender, worker = from_url(f"{node.url}?timeout=2"), from_url(f"{node.url}?timeout=2")
+    await sender.open()
+    await worker.open()
+    try:
+        await worker.attach(QueueSpec(queue, "svc"))
+        await sender.send(ToQueue(queue), *[Message("t", b"%d" % number) for number in range(5)])
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+        try:
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises((ConnectionLost, OutcomeUnknown)):
+                    await sender.send(ToQueue(queue), Message("t", b"late"))
+                assert time.monotonic() - began < 3.5
+            consumer = await worker.consume(queue, slots=2)
+            for _ in range(5):
+                (delivery,) = await asyncio.wait_for(consumer.receive(1), 5)
+                await consumer.ack(delivery, confirm=True)
+        finally:
+            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+
+        async def sent() -> bool:
+            try:
+                await sender.send(ToQueue(queue), Message("t", b"again"))
+            except TransportError:
+                return False
+            return True
+
+        await eventually(sent, RECOVERY)
+    finally:
+        await sender.aclose()
+        await worker.aclose()
+
+
+async def test_an_ack_on_a_dead_connection_is_counted_and_harms_nobody(node: Rabbit) -> None:
+    queue = name("queue")
+    transport: AmqpTransport = from_url(node.url)
+    await transport.open()
+    try:
+        await transport.attach(QueueSpec(queue, "svc", frozenset({queue})))
+        consumer = await transport.consume(queue, slots=1)
+        await transport.send(ToTopic(queue), Message(queue, b"1"))
+        (before,) = await consumer.receive(1)
+        await asyncio.to_thread(node.ctl, "close_all_connections", "test")
+        (again,) = await asyncio.wait_for(consumer.receive(1), RECOVERY)
+        assert (before.deliveries, again.deliveries) == (1, 2)
+        await consumer.ack(before)
+        assert consumer.stale_settlements == 1
+        await consumer.ack(again, confirm=True)
+        assert transport.health().status == "healthy"
+    finally:
+        await transport.aclose()
