@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-import anyio
 import pytest
 
 from busline import Bus, Reject, Retry
@@ -10,6 +9,7 @@ from busline import dead_letters as module
 from busline.dead_letters import DeadLetters, Letter, Selection
 from busline.errors import ConfigurationError, QueueNotFound
 from busline.message import Message, QueueSpec, ToQueue
+from busline.testing.scenes import eventually
 from busline.transports.base import Inspectable
 
 EVERY = Selection()
@@ -38,8 +38,10 @@ class Shop:
         for topic, number in jobs:
             await self.bus.send(topic, number, queue="shop", headers={"n": str(number)})
         async with self.bus.worker():
-            while any(stats.ready + stats.delayed + stats.leased for stats in await self.stats("shop")):
-                await anyio.sleep(0.005)
+            await eventually(self.idle)
+
+    async def idle(self) -> bool:
+        return not any(stats.ready + stats.delayed + stats.leased for stats in await self.stats("shop"))
 
     async def stats(self, name: str) -> list[module.QueueStats]:
         assert isinstance(self.bus.transport, Inspectable)
@@ -123,8 +125,11 @@ async def test_a_letter_that_fails_again_is_not_replayed_twice(shop: Shop) -> No
         letters = await shop.letters()
         result = await letters.replay(EVERY)
         assert result.done == 3
-        while await letters.waiting() < 3:
-            await anyio.sleep(0.005)
+
+        async def all_back() -> bool:
+            return await letters.waiting() == 3
+
+        await eventually(all_back)
     assert numbers(await letters.peek(EVERY, 10)) == ["1", "2", "3"]
 
 
