@@ -28,6 +28,8 @@ class Declaration:
     options: Options
     subscriber: bool = False
     broadcast: bool = False
+    job_retry: Retry | None = None
+    """The policy of its router, for jobs and events where it has none of its own."""
 
     @property
     def name(self) -> str:
@@ -35,9 +37,9 @@ class Declaration:
         return getattr(self.function, "__name__", None) or type(self.function).__name__
 
     def prefixed(self, prefix: str, retry: Retry | None) -> Declaration:
-        """The same under `prefix`, with `retry` where it has none of its own."""
+        """The same under `prefix`, with `retry` for its jobs and events where no router nearer to it has a policy."""
         topic = check_pattern(prefix + self.topic) if self.subscriber else check_topic(prefix + self.topic)
-        return replace(self, topic=topic, options=replace(self.options, retry=self.options.retry or retry))
+        return replace(self, topic=topic, job_retry=self.job_retry or retry)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +130,7 @@ class Plan:
             declaration,
             binding,
             call_retry=options.retry or NO_RETRY,
-            job_retry=options.retry or self._retry or JOB_RETRY,
+            job_retry=options.retry or declaration.job_retry or self._retry or JOB_RETRY,
             on_failure=Binding(options.on_failure, takes_error=True) if options.on_failure else None,
         )
 

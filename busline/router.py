@@ -19,7 +19,8 @@ E = TypeVar("E", bound=type[Exception])
 class Router:
     """Collects declarations; `bus.include(router, prefix="orders.")` makes them the bus's.
 
-    `retry` is the policy of those of its handlers and subscribers that have none of their own.
+    `retry` is the policy of jobs and events whose handler or subscriber has none of its own; calls are retried only
+    by their handler's own.
     """
 
     def __init__(self, *, retry: Retry | None = None) -> None:
