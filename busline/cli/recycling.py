@@ -32,7 +32,7 @@ class Recycling:
         """A message was taken."""
         self._taken += 1
         if self._messages is not None and self._taken >= self._messages:
-            self._end(f"{self._taken} messages")
+            self._end(self._share)
         elif self._megabytes is not None and time.monotonic() >= self._look_at:
             self._look()
 
@@ -47,7 +47,11 @@ class Recycling:
         self._look_at = time.monotonic() + SHORTEST_MEMORY_PERIOD
         used = resident_memory() / MEGABYTE
         if self._megabytes is not None and used > self._megabytes:
-            self._end(f"{self._taken} messages, with {used:.0f} MB in use")
+            self._end(f"{self._share}, with {used:.0f} MB in use")
+
+    @property
+    def _share(self) -> str:
+        return f"{self._taken} message{'' if self._taken == 1 else 's'}"
 
     def _end(self, why: str) -> None:
         if not self._done:

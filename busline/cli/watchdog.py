@@ -43,14 +43,16 @@ class Pulse:
         """Seconds after which the loop counts as blocked."""
         self.pace = limit / PULSES
         """Seconds between two beats, and between two questions."""
-        self._beats = self._seen = 0
+        self.beats = 0
+        """Counted by the loop."""
+        self._seen = 0
         self._asked_at = time.monotonic()
         self._silence = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Beat, from within the loop."""
-        self._beats += 1
+        self.beats += 1
         self._timer = asyncio.get_running_loop().call_later(self.pace, self.begin)
 
     def end(self) -> None:
@@ -61,8 +63,8 @@ class Pulse:
     def silence(self, now: float) -> float:
         """Seconds since the last beat, as far as they were watched; `now` is of the monotonic clock."""
         step, self._asked_at = now - self._asked_at, now
-        if self._seen != self._beats:
-            self._seen, self._silence = self._beats, 0.0
+        if self._seen != self.beats:
+            self._seen, self._silence = self.beats, 0.0
         else:
             self._silence += min(step, 2 * self.pace)
         return self._silence
