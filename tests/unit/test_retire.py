@@ -26,7 +26,7 @@ class Slow:
 
 async def test_what_runs_is_finished_beyond_the_drain_timeout_and_nothing_else_is_taken() -> None:
     slow = Slow()
-    async with slow.bus, slow.bus.worker(concurrency=2, drain_timeout=0.05) as worker:
+    async with slow.bus, slow.bus.worker(concurrency=1, drain_timeout=0.05) as worker:
         await slow.bus.send("t", 1)
         await eventually(lambda: slow.begun == 1)
         worker.retire()
