@@ -233,6 +233,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Rep: ...
 
     @overload
@@ -246,6 +247,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> T: ...
 
     @overload
@@ -259,6 +261,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any: ...
 
     async def call(
@@ -271,11 +274,15 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Ask the topic's owner and wait for the answer, at most `timeout` seconds; never longer.
 
         Inside a handler the time is also bounded by what is left of the message's own deadline. The result is plain
         JSON data, or of the type `returns` (or the Topic's reply type), and is None only if the handler returned it.
+
+        `idempotency_key` says that handling the call twice does no harm: if the way back is lost, it is asked again,
+        with the same id and key, until its deadline. The handler finds the key in its context.
 
         Raises NoHandler at once for a topic that nobody ever declared; CallTimeout at the deadline, whose `state`
         tells whether a worker had started; RemoteError, or the registered class itself, as soon as the handler
@@ -290,10 +297,10 @@ class Bus(Router):
         now = self._clock.time()
         timeout, deadline = self._deadline(topic, timeout, now)
         envelope = self._envelope(now)
-        envelope.deadline = deadline
+        envelope.deadline, envelope.key = deadline, idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
         session.events.emit("event.sent", topic, envelope)
-        reply = await self._ask(request, queue, timeout, deadline)
+        reply = await self._ask(request, queue, timeout, deadline, again=idempotency_key is not None)
         return result_of(reply, topic, returns, self._errors, session.transport.where)
 
     async def send(
@@ -423,8 +430,11 @@ class Bus(Router):
                 raise CallTimeout(topic, 0.0, "queued", self._open_session.transport.where)
         return timeout, now + timeout
 
-    async def _ask(self, request: Message, queue: str | None, timeout: float, deadline: float) -> Message:
-        ask = self._open_session.calls.ask
+    async def _ask(
+        self, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool
+    ) -> Message:
+        calls = self._open_session.calls
+        ask = calls.ask_again if again else calls.ask
         to = self._routes.to(request.topic, queue)
         fallback = self._routes.fallback
         try:

@@ -96,6 +96,11 @@ class Context:
         """The id of the message whose handling sent this one; None at the root."""
         return self._envelope.causation_id
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """The key that the sender gave: messages with the same one ask for the same effect. None if he gave none."""
+        return self._envelope.key
+
     async def call(self, topic: Any, payload: Any = None, **options: Any) -> Any:
         """`Bus.call` within this message's conversation and what is left of its deadline. Leaves at once."""
         return await self._bus.call(topic, payload, **options)

@@ -1,8 +1,8 @@
 """The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
 
 On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `due`,
-`correlation`, `causation`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields that
-this version does not know are kept when a message is sent on; a version that it does not know is refused, never
+`correlation`, `causation`, `key`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields
+that this version does not know are kept when a message is sent on; a version that it does not know is refused, never
 guessed.
 """
 
@@ -51,6 +51,8 @@ class Envelope:
     """Why it is a dead letter."""
     unknown: dict[str, Any] = field(default_factory=dict)
     """Fields of a later minor version, kept as they came."""
+    key: str | None = None
+    """The sender's idempotency key: messages with the same one ask for the same effect."""
 
     def encode(self) -> str:
         """The string that travels as `Message.meta`; fields that say nothing are left out."""
@@ -67,6 +69,8 @@ class Envelope:
             fields["correlation"] = self.correlation_id
         if self.causation_id:
             fields["causation"] = self.causation_id
+        if self.key:
+            fields["key"] = self.key
         if self.failure:
             fields["failure"] = self.failure
         if self.unknown:
@@ -91,6 +95,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "due": (int, float),
     "correlation": str,
     "causation": str,
+    "key": str,
     "failure": dict,
 }
 
@@ -106,6 +111,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
     ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
     if not ident or not 1 <= attempt <= MAX_ATTEMPT:
         raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
+    key = fields.pop("key", None)
     envelope = Envelope(
         ident,
         fields.pop("sent", now),
@@ -117,6 +123,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         fields.pop("causation", None),
         fields.pop("failure", None),
         fields,
+        key,
     )
     if fields or envelope.failure:
         _check_nesting(envelope)

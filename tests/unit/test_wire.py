@@ -32,7 +32,7 @@ text = st.text(st.characters(exclude_categories=("Cs",)))
 name = text.filter(bool)
 scalar = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | text
 plain = st.recursive(scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=4)
-KNOWN = {"v", "id", "sent", "attempt", "deadline", "expires", "due", "correlation", "causation", "failure"}
+KNOWN = {"v", "id", "sent", "attempt", "deadline", "expires", "due", "correlation", "causation", "key", "failure"}
 
 envelopes = st.builds(
     Envelope,
