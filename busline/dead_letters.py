@@ -28,6 +28,7 @@ BATCH = 100
 """Letters that are taken at a time."""
 MOST_HELD = 10_000
 """Letters that are held at once because they were not chosen; a look through more of them ends there."""
+UNKNOWN_ORIGIN = "the letter does not tell which queue it came from; say --to QUEUE"
 PATIENCE = 2.0
 """Seconds without a letter after which somebody else has taken those that are missing."""
 
@@ -181,9 +182,9 @@ class DeadLetters:
             origin, message = replayed(message, letter.envelope, now=self._clock.time())
         queue = to or origin
         if not queue:
-            return "it does not tell which queue it came from"
+            return UNKNOWN_ORIGIN
         if queue == self.queue:
-            return f"it would come back to {queue!r}"
+            return f"it would only come back to {queue!r}"
         try:
             await self._transport.send(ToQueue(queue), message)
         except (QueueNotFound, QueueFull) as error:

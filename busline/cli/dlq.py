@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -166,12 +167,11 @@ def _progress(what: str) -> Iterator[OnProgress | None]:
 
 def _conclude(what: str, result: Result, letters: DeadLetters) -> None:
     say(f"{what} {_count(result.done)} of {letters.queue}")
-    for letter, why in result.kept:
-        complain(f"{letter.id or 'a letter'} of topic {letter.message.topic} stays: {why}")
+    for why, number in Counter(why for _, why in result.kept).items():
+        first = next(letter.id for letter, reason in result.kept if reason == why)
+        complain(f"kept {_count(number)}{f' ({first} …)' if first else ''}: {why}")
     if result.unseen:
         complain("not all letters were looked at, because too many of them were not chosen")
-    if any("which queue" in why for _, why in result.kept):
-        complain("say --to QUEUE for letters that do not tell where they came from")
     if result.kept or result.unseen:
         raise typer.Exit(Exit.FAILED)
 

@@ -161,7 +161,7 @@ async def test_a_letter_from_elsewhere_needs_to_be_told_where_to_go(shop: Shop) 
     assert (strange.id, dict(strange.failure), unreadable.envelope) == ("", {}, None)
     result = await letters.replay(EVERY)
     assert (result.done, len(result.kept)) == (0, 2)
-    assert result.kept[0][1] == "it does not tell which queue it came from"
+    assert result.kept[0][1] == module.UNKNOWN_ORIGIN
     assert (await letters.replay(EVERY, to="shop")).done == 2
     assert [stats.ready for stats in await shop.stats("shop")] == [2]
 
