@@ -3,12 +3,14 @@
 from busline.bus import Bus
 from busline.context import Context
 from busline.errors import (
+    AlreadySettled,
     BuslineError,
     CallError,
     CallTimeout,
     CodecError,
     ConfigurationError,
     ConnectionLost,
+    HandlerError,
     LeaseLost,
     MessageTooLarge,
     NoHandler,
@@ -19,30 +21,40 @@ from busline.errors import (
     RemoteError,
     ReplyLost,
     RetryLater,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
     TransportClosed,
     TransportError,
     Unavailable,
+    Undeliverable,
 )
-from busline.message import Job
+from busline.message import Binding, Job
+from busline.options import Breaker, Check, Queue
 from busline.retry import Retry
 from busline.router import Router
 from busline.topics import Topic
 from busline.worker import Worker
 
 __all__ = [
+    "AlreadySettled",
+    "Binding",
+    "Breaker",
     "Bus",
     "BuslineError",
     "CallError",
     "CallTimeout",
+    "Check",
     "CodecError",
     "ConfigurationError",
     "ConnectionLost",
     "Context",
+    "HandlerError",
     "Job",
     "LeaseLost",
     "MessageTooLarge",
     "NoHandler",
     "OutcomeUnknown",
+    "Queue",
     "QueueFull",
     "QueueNotFound",
     "Reject",
@@ -51,9 +63,12 @@ __all__ = [
     "Retry",
     "RetryLater",
     "Router",
+    "SoftTimeLimitExceeded",
+    "TimeLimitExceeded",
     "Topic",
     "TransportClosed",
     "TransportError",
     "Unavailable",
+    "Undeliverable",
     "Worker",
 ]

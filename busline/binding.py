@@ -27,16 +27,20 @@ class InvalidPayload(Exception):
 
 
 class Binding:
-    """How one function takes a message. Raises ConfigurationError for a function that cannot take any."""
+    """How one function takes a message. Raises ConfigurationError for a function that cannot take any.
 
-    __slots__ = ("_context_name", "_parse", "_payload_names", "function", "is_async")
+    With `takes_error=True` (an `on_failure`) a parameter annotated with an exception class gets the error.
+    """
 
-    def __init__(self, function: Function) -> None:
+    __slots__ = ("_context_name", "_error_name", "_parse", "_payload_names", "function", "is_async")
+
+    def __init__(self, function: Function, *, takes_error: bool = False) -> None:
         self.function = function
         self.is_async = _is_async(function)
         parameters = _parameters(function)
         self._context_name = _context_name(function, parameters)
-        payload = [p for p in parameters if p.annotation is not Context]
+        self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
+        payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
         self._parse = _parser(function, payload)
 
@@ -55,11 +59,26 @@ class Binding:
 
     def invoke(self, payload: Any, context: Context) -> Any:
         """Call the function: a coroutine for an async one, else its result."""
+        return self.function(**self.arguments(payload, context))
+
+    def arguments(self, payload: Any, context: Context | None, error: BaseException | None = None) -> dict[str, Any]:
+        """The arguments for a payload that `parse` made."""
         names = self._payload_names
         arguments = {names[0]: payload} if len(names) == 1 else dict(payload or ())
         if self._context_name is not None:
             arguments[self._context_name] = context
-        return self.function(**arguments)
+        if self._error_name is not None:
+            arguments[self._error_name] = error
+        return arguments
+
+    @property
+    def wants_context(self) -> bool:
+        """One of the parameters is the Context."""
+        return self._context_name is not None
+
+
+def _is_error(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseException)
 
 
 def _is_async(function: Function) -> bool:
@@ -164,3 +183,14 @@ def _object_parser(function: Function, payload: list[inspect.Parameter]) -> Call
 
 def _name(function: Function) -> str:
     return getattr(function, "__qualname__", None) or repr(function)
+
+
+def check_process_handler(binding: Binding) -> None:
+    """Raise ConfigurationError if the function cannot run in another process."""
+    function, name = binding.function, _name(binding.function)
+    if binding.is_async:
+        raise ConfigurationError(f"{name} is async; executor='process' is for plain functions")
+    if binding.wants_context:
+        raise ConfigurationError(f"{name} asks for the {Context.__name__}, which stays in the worker's process")
+    if "<" in name or not hasattr(function, "__module__"):
+        raise ConfigurationError(f"{name} is not at the top level of a module, where another process could find it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,29 +14,30 @@ from anyio import CapacityLimiter
 
 from busline.calls import Calls
 from busline.clock import Clock, SystemClock
-from busline.codec import decode, decode_as, encode
+from busline.codec import encode
 from busline.context import CURRENT
 from busline.errors import (
     CallTimeout,
-    CodecError,
     ConfigurationError,
     MessageTooLarge,
     NoHandler,
-    RemoteError,
     TransportClosed,
-    Unavailable,
 )
+from busline.events import Events
 from busline.handling import Services, Settings
-from busline.message import Destination, Job, Message, ToQueue, ToTopic
+from busline.message import Job, Message, ToQueue
+from busline.outbox import Departure
 from busline.registry import Plan
+from busline.replies import result_of
 from busline.retry import Retry
 from busline.router import Router
-from busline.telemetry import Stats, Telemetry
-from busline.topics import Topic, check_pattern, check_topic, matches
+from busline.routes import Routes, seconds_until
+from busline.telemetry import Stats, Telemetry, log
+from busline.topics import Topic, check_topic
 from busline.transports import from_url
 from busline.transports.base import Transport
 from busline.wheel import Wheel
-from busline.wire import Envelope, decode_error, new_id, reply_status
+from busline.wire import Envelope, new_id
 from busline.worker import Worker
 
 T = TypeVar("T")
@@ -45,8 +46,6 @@ Rep = TypeVar("Rep")
 
 DEFAULT_URL = "sqlite:///busline.db"
 URL_VARIABLE = "BUSLINE_URL"
-FALLBACK = "#"
-"""The route that is taken only where the transport knows no owner of the topic."""
 
 
 @dataclass(slots=True)
@@ -55,6 +54,7 @@ class _Session:
 
     transport: Transport
     calls: Calls
+    events: Events
     users: int = 1
     """How often the bus has been entered; the last one to leave closes it."""
 
@@ -93,7 +93,7 @@ class Bus(Router):
         super().__init__(retry=retry)
         self._url = url
         self._service = check_topic(service) if service is not None else None
-        self._routes = {check_pattern(pattern): queue for pattern, queue in (routes or {}).items()}
+        self._routes = Routes(routes)
         self._call_timeout = call_timeout
         self._settings = Settings(max_body_bytes, max_deliveries, unknown_grace, max_clock_skew)
         self._clock = clock or SystemClock()
@@ -136,7 +136,8 @@ class Bus(Router):
             return self
         given = self._url
         transport = from_url(self.url) if given is None or isinstance(given, str) else given
-        session = _Session(transport, Calls(transport, self._clock, self.stats))
+        calls, events = Calls(transport, self._clock, self.stats), Events(transport, self._clock)
+        session = _Session(transport, calls, events)
         self._session = session
         try:
             await transport.open()
@@ -154,6 +155,7 @@ class Bus(Router):
         if session.users == 0:
             self._session = None
             await session.calls.close()
+            await session.events.aclose()
             await session.transport.aclose()
 
     @property
@@ -168,34 +170,54 @@ class Bus(Router):
 
     @asynccontextmanager
     async def worker(
-        self, *, concurrency: int = 10, prefetch: int = 1, drain_timeout: float = 25.0
+        self,
+        *,
+        concurrency: int = 10,
+        prefetch: int = 1,
+        drain_timeout: float = 25.0,
+        rate_share: float = 1.0,
+        on_stuck: Callable[[str], None] | None = None,
+        on_message: Callable[[], None] | None = None,
     ) -> AsyncIterator[Worker]:
         """Consume every queue of this bus, opening the bus if it is not open.
 
         `concurrency` messages at a time per queue. Leaving the block stops fetching, waits up to `drain_timeout`
-        seconds for running handlers, cancels the rest and gives their messages back. Raises ConfigurationError for
-        whatever cannot be served, before anything is consumed.
+        seconds for running handlers, cancels the rest and gives their messages back. `rate_share` is this process's
+        share of every rate limit. `on_stuck` is told of a handler that cannot be ended; by default that is logged.
+        `on_message` is called each time a message is taken, before it is handled; it must be quick and not raise.
+        Raises ConfigurationError for whatever cannot be served, before anything is consumed.
         """
         if concurrency < 1 or prefetch < 1 or drain_timeout < 0:
             raise ConfigurationError("concurrency and prefetch are at least 1, drain_timeout is not negative")
         plan = self.plan()
         async with self:
-            services = self._services(self._open_session)
+            services = self._services(self._open_session, on_stuck, on_message)
             async with Worker(
-                plan, services, concurrency=concurrency, prefetch=prefetch, drain_timeout=drain_timeout
+                plan,
+                services,
+                concurrency=concurrency,
+                prefetch=prefetch,
+                drain_timeout=drain_timeout,
+                rate_share=rate_share,
             ) as worker:
                 yield worker
 
-    def _services(self, session: _Session) -> Services:
+    def _services(
+        self, session: _Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None
+    ) -> Services:
         return Services(
             bus=self,
             transport=session.transport,
             clock=self._clock,
             errors=self._errors,
             telemetry=self._telemetry,
+            events=session.events,
             settings=self._settings,
-            notices=Wheel(self._clock, lambda delivery: None),
+            alarms=Wheel(self._clock, lambda alarm: alarm()),
             threads=CapacityLimiter(1),
+            notify=lambda delivery: None,
+            on_stuck=on_stuck or _warn_stuck,
+            on_message=on_message,
         )
 
     # -- verbs --------------------------------------------------------------------------------------------------
@@ -211,6 +233,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Rep: ...
 
     @overload
@@ -224,6 +247,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> T: ...
 
     @overload
@@ -237,6 +261,7 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any: ...
 
     async def call(
@@ -249,11 +274,15 @@ class Bus(Router):
         queue: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Ask the topic's owner and wait for the answer, at most `timeout` seconds; never longer.
 
         Inside a handler the time is also bounded by what is left of the message's own deadline. The result is plain
         JSON data, or of the type `returns` (or the Topic's reply type), and is None only if the handler returned it.
+
+        `idempotency_key` says that handling the call twice does no harm: if the way back is lost, it is asked again,
+        with the same id and key, until its deadline. The handler finds the key in its context.
 
         Raises NoHandler at once for a topic that nobody ever declared; CallTimeout at the deadline, whose `state`
         tells whether a worker had started; RemoteError, or the registered class itself, as soon as the handler
@@ -268,13 +297,11 @@ class Bus(Router):
         now = self._clock.time()
         timeout, deadline = self._deadline(topic, timeout, now)
         envelope = self._envelope(now)
-        envelope.deadline = deadline
+        envelope.deadline, envelope.key = deadline, idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
-        if self._routes or queue is not None:
-            reply = await self._ask_by_route(session, request, queue, timeout, deadline)
-        else:
-            reply = await session.calls.ask(ToTopic(topic), request, timeout=timeout, deadline=deadline)
-        return self._result(topic, reply, returns)
+        session.events.emit("event.sent", topic, envelope)
+        reply = await self._ask(request, queue, timeout, deadline, again=idempotency_key is not None)
+        return result_of(reply, topic, returns, self._errors, session.transport.where)
 
     async def send(
         self,
@@ -294,14 +321,44 @@ class Bus(Router):
         from now or becomes a dead letter. Higher `priority` goes first. Raises NoHandler for a topic that nobody ever
         declared, QueueNotFound for a `queue` that does not exist, MessageTooLarge, CodecError, TransportError.
         """
-        name = topic.name if isinstance(topic, Topic) else topic
+        departure = self.prepare_send(
+            topic,
+            payload,
+            queue=queue,
+            priority=priority,
+            headers=headers,
+            delay=delay,
+            eta=eta,
+            ttl=ttl,
+        )
+        await departure.leave(self._open_session.transport)
+        return departure.job
+
+    def prepare_send(
+        self,
+        topic: str | Topic[Any, Any],
+        payload: object = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        eta: datetime | None = None,
+        ttl: float | None = None,
+    ) -> Departure:
+        """What `send` would send, validated and encoded, for an outbox. Raises MessageTooLarge, CodecError,
+        ConfigurationError."""
+        name = topic.name if isinstance(topic, Topic) else check_topic(topic)
         now = self._clock.time()
         envelope = self._envelope(now)
+        wait = seconds_until(delay, eta, now)
+        if wait:
+            envelope.due_at = now + wait
         message = self._message(name, payload, envelope, headers, ttl, now)
         message.priority = priority or 0
-        message.delay = _delay(delay, eta, now)
-        await self._send_by_route(self._open_session, message, queue)
-        return Job(envelope.id, name)
+        message.delay = wait
+        self._open_session.events.emit("event.sent", name, envelope)
+        return Departure(message, self._routes.to(name, queue), Job(envelope.id, name), self._routes.fallback)
 
     async def publish(
         self,
@@ -313,9 +370,23 @@ class Bus(Router):
     ) -> None:
         """Give every subscriber whose pattern matches `topic` a copy; none is fine. Returns once the broker has them
         durably. `ttl` and errors as for `send`."""
+        departure = self.prepare_publish(topic, payload, headers=headers, ttl=ttl)
+        await departure.leave(self._open_session.transport)
+
+    def prepare_publish(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ttl: float | None = None,
+    ) -> Departure:
+        """What `publish` would publish, for an outbox. Raises as `prepare_send`."""
         now = self._clock.time()
-        message = self._message(check_topic(topic), payload, self._envelope(now), headers, ttl, now)
-        await self._open_session.transport.publish(topic, message)
+        envelope = self._envelope(now)
+        message = self._message(check_topic(topic), payload, envelope, headers, ttl, now)
+        self._open_session.events.emit("event.sent", topic, envelope)
+        return Departure(message, None, Job(envelope.id, topic))
 
     # -- behind the verbs ---------------------------------------------------------------------------------------
 
@@ -359,61 +430,20 @@ class Bus(Router):
                 raise CallTimeout(topic, 0.0, "queued", self._open_session.transport.where)
         return timeout, now + timeout
 
-    def _route(self, topic: str, queue: str | None) -> Destination:
-        if queue is not None:
-            return ToQueue(queue)
-        for pattern, target in self._routes.items():
-            if pattern != FALLBACK and matches(pattern, topic):
-                return ToQueue(target)
-        return ToTopic(topic)
-
-    async def _ask_by_route(
-        self, session: _Session, request: Message, queue: str | None, timeout: float, deadline: float
+    async def _ask(
+        self, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool
     ) -> Message:
-        to = self._route(request.topic, queue)
+        calls = self._open_session.calls
+        ask = calls.ask_again if again else calls.ask
+        to = self._routes.to(request.topic, queue)
+        fallback = self._routes.fallback
         try:
-            return await session.calls.ask(to, request, timeout=timeout, deadline=deadline)
+            return await ask(to, request, timeout=timeout, deadline=deadline)
         except NoHandler:
-            if isinstance(to, ToQueue) or FALLBACK not in self._routes:
+            if isinstance(to, ToQueue) or fallback is None:
                 raise
-        to = ToQueue(self._routes[FALLBACK])
-        return await session.calls.ask(to, request, timeout=timeout, deadline=deadline)
-
-    async def _send_by_route(self, session: _Session, message: Message, queue: str | None) -> None:
-        to = self._route(message.topic, queue)
-        try:
-            await session.transport.send(to, message)
-        except NoHandler:
-            if isinstance(to, ToQueue) or FALLBACK not in self._routes:
-                raise
-            await session.transport.send(ToQueue(self._routes[FALLBACK]), message)
-
-    def _result(self, topic: str, reply: Message, returns: Any) -> Any:
-        if reply_status(reply) == "error":
-            raise self._remote_error(topic, reply)
-        if returns is None:
-            return decode(reply.body)
-        try:
-            return decode_as(returns, reply.body)
-        except CodecError as error:
-            raise CodecError(f"the reply of {topic!r} is not what was expected: {error}") from error
-
-    def _remote_error(self, topic: str, reply: Message) -> Exception:
-        kind, text, details = decode_error(reply.body)
-        if kind == "busline.no_handler":
-            return NoHandler(topic, self._open_session.transport.where)
-        if kind == "busline.unavailable":
-            return Unavailable(text)
-        return self._errors.rebuild(kind, text, details) or RemoteError(kind, text, details)
+        return await ask(ToQueue(fallback), request, timeout=timeout, deadline=deadline)
 
 
-def _delay(delay: float | None, eta: datetime | None, now: float) -> float:
-    if delay is not None and eta is not None:
-        raise ConfigurationError("give delay= or eta=, not both")
-    if eta is not None:
-        if eta.tzinfo is None:
-            raise ConfigurationError("eta= needs a time zone, for example datetime.now(timezone.utc) + timedelta(...)")
-        return max(0.0, eta.timestamp() - now)
-    if delay is not None and not delay >= 0:
-        raise ConfigurationError(f"delay is a number of seconds from 0, not {delay!r}")
-    return delay or 0.0
+def _warn_stuck(what: str) -> None:
+    log.critical("%s; this process should be replaced", what, extra={"event": "stuck"})

@@ -9,13 +9,26 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import anyio
+
 from busline.clock import Clock
-from busline.errors import CallState, CallTimeout, CodecError, ReplyLost, TransportClosed
+from busline.errors import (
+    CallState,
+    CallTimeout,
+    CodecError,
+    ConnectionLost,
+    OutcomeUnknown,
+    ReplyLost,
+    TransportClosed,
+)
 from busline.message import Destination, Message
 from busline.telemetry import Stats, log
 from busline.transports.base import Inbox, Transport
 from busline.wheel import Wheel
 from busline.wire import new_id, reply_status
+
+AGAIN = (0.05, 1.0)
+"""First and longest pause before a call that lost its way back is asked again, seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +69,19 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    async def ask_again(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
+        """As `ask`, for a call that may be handled twice: when the broker goes away it is asked once more, with the
+        same message and a fresh correlation id, until an answer or the deadline ends it."""
+        pause, longest = AGAIN
+        while True:
+            try:
+                return await self.ask(to, message, timeout=timeout, deadline=deadline)
+            except (ReplyLost, ConnectionLost, OutcomeUnknown):
+                if self._closed or self._clock.time() + pause >= deadline:
+                    raise
+            await anyio.sleep(pause)
+            pause = min(longest, pause * 2)
 
     async def ask(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
         """Send `message` and return the reply to it. Raises CallTimeout at `deadline`, ReplyLost if no reply can come

@@ -10,6 +10,13 @@ from busline.message import Delivery, Job
 from busline.wire import Envelope
 
 
+class Departure(Protocol):
+    """A message that is ready to leave."""
+
+    @property
+    def job(self) -> Job: ...
+
+
 class Verbs(Protocol):
     """What a context needs of its bus."""
 
@@ -19,17 +26,30 @@ class Verbs(Protocol):
     def send(self) -> Callable[..., Awaitable[Job]]: ...
     @property
     def publish(self) -> Callable[..., Awaitable[None]]: ...
+    @property
+    def prepare_send(self) -> Callable[..., Departure]: ...
+    @property
+    def prepare_publish(self) -> Callable[..., Departure]: ...
+
+
+class Settling(Protocol):
+    """What a context needs of the attempt that it belongs to."""
+
+    def keep(self, departure: Departure) -> None: ...
+    async def ack(self) -> None: ...
+    async def nack(self, *, requeue: bool, delay: float) -> None: ...
 
 
 class Context:
     """One attempt at one message. Ask for it by annotation: `async def handler(cmd: Cmd, ctx: Context)`."""
 
-    __slots__ = ("_bus", "_delivery", "_envelope")
+    __slots__ = ("_bus", "_delivery", "_envelope", "_work")
 
-    def __init__(self, bus: Verbs, delivery: Delivery, envelope: Envelope) -> None:
+    def __init__(self, bus: Verbs, delivery: Delivery, envelope: Envelope, work: Settling) -> None:
         self._bus = bus
         self._delivery = delivery
         self._envelope = envelope
+        self._work = work
 
     @property
     def id(self) -> str:
@@ -76,17 +96,47 @@ class Context:
         """The id of the message whose handling sent this one; None at the root."""
         return self._envelope.causation_id
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """The key that the sender gave: messages with the same one ask for the same effect. None if he gave none."""
+        return self._envelope.key
+
     async def call(self, topic: Any, payload: Any = None, **options: Any) -> Any:
-        """`Bus.call` within this message's conversation and what is left of its deadline."""
+        """`Bus.call` within this message's conversation and what is left of its deadline. Leaves at once."""
         return await self._bus.call(topic, payload, **options)
 
-    async def send(self, topic: Any, payload: Any = None, **options: Any) -> Job:
-        """`Bus.send` within this message's conversation."""
-        return await self._bus.send(topic, payload, **options)
+    async def send(self, topic: Any, payload: Any = None, *, immediate: bool = False, **options: Any) -> Job:
+        """`Bus.send` within this message's conversation.
 
-    async def publish(self, topic: Any, payload: Any = None, **options: Any) -> None:
-        """`Bus.publish` within this message's conversation."""
-        await self._bus.publish(topic, payload, **options)
+        The job leaves when the handler has succeeded, before the ack, so that a failed attempt sends nothing; with
+        `immediate=True` it leaves now. A payload that cannot be sent is an error here and now, a topic that nobody
+        owns one when it leaves, which then counts as the handler's failure.
+        """
+        if immediate:
+            return await self._bus.send(topic, payload, **options)
+        departure = self._bus.prepare_send(topic, payload, **options)
+        self._work.keep(departure)
+        return departure.job
+
+    async def publish(self, topic: Any, payload: Any = None, *, immediate: bool = False, **options: Any) -> None:
+        """`Bus.publish` within this message's conversation; leaves as `send` does."""
+        if immediate:
+            await self._bus.publish(topic, payload, **options)
+        else:
+            self._work.keep(self._bus.prepare_publish(topic, payload, **options))
+
+    async def ack(self) -> None:
+        """The message is done with, whatever comes: returns once the broker has forgotten it.
+
+        A failure after this is logged and answered, and neither retried nor kept. Raises AlreadySettled if something
+        settled the message before, LeaseLost if it was no longer ours.
+        """
+        await self._work.ack()
+
+    async def nack(self, *, requeue: bool = True, delay: float = 0.0) -> None:
+        """Give the message back, uncounted, to be delivered again after `delay` seconds; or, with `requeue=False`,
+        make it a dead letter. What the handler returns afterwards is ignored. Raises AlreadySettled."""
+        await self._work.nack(requeue=requeue, delay=delay)
 
 
 CURRENT: ContextVar[Context | None] = ContextVar("busline_context", default=None)

@@ -16,13 +16,20 @@
     │   ├── Unavailable                 the handler exists and declines to work now
     │   ├── ReplyLost                   the way back was cut; the handler may have run
     │   └── RemoteError                 (type, message, details): the handler raised
+    ├── HandlerError                    (what became of a handler, as retry rules and on_failure see it)
+    │   ├── TimeLimitExceeded           (limit): it ran into its hard time limit
+    │   ├── AlreadySettled              (first): ack() or nack() after something had settled the message
+    │   └── Undeliverable               (reason): it never ran: expired, or handed out too often
     └── CodecError                      bytes that are not what they claim to be
 
 `Reject` and `RetryLater` stand beside the tree: a handler raises them as instructions, they report no fault.
+`SoftTimeLimitExceeded` does, too: it is an `asyncio.CancelledError`, because whatever the handler awaits must treat it
+as a cancellation (as a plain Exception it would leave the children of `wait_for`, `gather` and task groups running).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from math import inf
 from typing import Any, Literal
@@ -138,6 +145,45 @@ class RemoteError(CallError):
         self.type = type
         self.message = message
         self.details: Mapping[str, Any] = details or {}
+
+
+class HandlerError(BuslineError):
+    """What became of a handler, as retry rules and `on_failure` see it."""
+
+
+class TimeLimitExceeded(HandlerError, TimeoutError):
+    """The handler was cancelled, or its process killed, because it ran longer than `time_limit` seconds."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(f"ran longer than its time_limit of {limit:g} s")
+        self.limit = limit
+
+
+class AlreadySettled(HandlerError):
+    """`ctx.ack()` or `ctx.nack()` came after the message had been settled; `first` says by what."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__(f"the message was settled already, by {first}")
+        self.first = first
+
+
+class Undeliverable(HandlerError):
+    """The message became a dead letter without running; `reason` as on the dead letter."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SoftTimeLimitExceeded(asyncio.CancelledError):
+    """Raised inside a running handler, where it awaits, after `soft_time_limit` seconds.
+
+    It may clean up, and may even return a result. What it lets through is a failure like any other.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(f"running longer than its soft_time_limit of {limit:g} s")
+        self.limit = limit
 
 
 class CodecError(BuslineError):

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context as Variables
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
-from inspect import isawaitable
-from types import CoroutineType
-from typing import Any
+from typing import Any, Protocol
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from busline import outcome
 from busline.binding import InvalidPayload
 from busline.clock import Clock
-from busline.codec import NULL, encode
-from busline.context import CURRENT, Context, Verbs
-from busline.errors import CodecError, LeaseLost, MessageTooLarge, RetryLater, TransportError
-from busline.message import Delivery, Message, ToQueue
-from busline.outcome import ACK, DeadLetter, Effect, Fault, Release, Reply, Resend
+from busline.context import Verbs
+from busline.errors import (
+    CodecError,
+    MessageTooLarge,
+    RetryLater,
+    TimeLimitExceeded,
+)
+from busline.events import Events
+from busline.gates import Gate
+from busline.limits import FailureWindow
+from busline.message import Delivery, Limits
+from busline.outcome import Effects, Fault, Release, Resend, RunAgain, Terms
 from busline.registry import ErrorRegistry, Handler, QueuePlan
+from busline.retry import NO_RETRY
+from busline.running import Alarm, Runner
+from busline.settling import Settlement
 from busline.telemetry import Telemetry
 from busline.transports.base import Consumer, Transport
 from busline.wheel import Wheel
-from busline.wire import Envelope, decode_envelope, encode_error, new_id, reply_to
+from busline.wire import Envelope, decode_envelope, new_id, text_of
+from busline.work import Why, Work
 
 REMEMBERED_UNKNOWN = 10_000
 """Messages of unknown topics whose first sight is remembered; beyond, the oldest start their grace anew."""
-RELEASE_AFTER_TROUBLE = 1.0
-"""Seconds before a message that could not be settled is offered again."""
+PARKED = 5.0
+"""Seconds for which a job waits as a delayed copy while its queue answers that it is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,210 +60,232 @@ class Services:
     clock: Clock
     errors: ErrorRegistry
     telemetry: Telemetry
+    events: Events
     settings: Settings
-    notices: Wheel[Delivery]
-    """Running calls whose callers should be told, after a while, that they have been started."""
+    alarms: Wheel[Alarm]
+    """Time limits, and calls whose callers should be told after a while that they have been started."""
     threads: CapacityLimiter
+    notify: Callable[[Delivery], None]
+    """Tell the caller that its call has been started."""
+    on_stuck: Callable[[str], None]
+    """A handler cannot be ended: its process should be replaced."""
+    on_message: Callable[[], None] | None = None
+    """Told of each message that is taken."""
+
+
+class SlotLike(Protocol):
+    """What handling needs of the slot in which it works."""
+
+    work: Work | None
+
+    def cancel(self, why: Why) -> None:
+        """Cancel the handler that runs in it."""
 
 
 class Handling:
     """Handles the deliveries of one queue, several at a time, each in the slot's own task."""
 
-    def __init__(self, plan: QueuePlan, services: Services) -> None:
+    def __init__(
+        self, plan: QueuePlan, services: Services, gate: Gate, pause: Callable[[float], Awaitable[None]]
+    ) -> None:
         self._plan = plan
         self._services = services
-        self._settings = services.settings
         self._now = services.clock.time
         self._telemetry = services.telemetry
+        self._gate = gate
         self._first_seen: OrderedDict[str, float] = OrderedDict()
-        self._skew = 0.0 if services.transport.shared_clock else services.settings.max_clock_skew
+        breaker = plan.options.breaker
+        self._window = FailureWindow(breaker) if breaker else None
+        settings = services.settings
+        self._terms = Terms(
+            skew=0.0 if services.transport.shared_clock else settings.max_clock_skew,
+            max_deliveries=settings.max_deliveries,
+            message_ttl=plan.queue.message_ttl,
+            dead_letter_ttl=plan.queue.dead_letter_ttl,
+        )
+        self._runner = Runner(services.bus, services.clock, services.alarms, services.threads, services.notify)
+        self._settlement = Settlement(
+            plan, services.bus, services.transport, services.telemetry, services.events, pause
+        )
+        self.unavailable: dict[str, str] = {}
+        """Why callers are told that the queue cannot work now; empty while it can."""
 
-    async def handle(self, delivery: Delivery, consumer: Consumer) -> None:
+    def attached(self, limits: Limits) -> None:
+        """The queue was attached, and this is what it can do."""
+        self._settlement.limits = limits
+
+    async def handle(self, delivery: Delivery, consumer: Consumer, slot: SlotLike) -> None:
         """From receipt to settlement. Raises only what cancels the slot."""
         now = self._now()
-        message = delivery.message
         try:
-            envelope = decode_envelope(message, now)
+            envelope = decode_envelope(delivery.message, now)
         except CodecError as error:
             envelope = Envelope(new_id(), now)
             effects = self._unreadable(delivery, envelope, error, "undecodable", now)
         else:
-            effects = await self._decide(delivery, envelope, now)
-        try:
-            for effect in effects:
-                if effect is ACK:
-                    await consumer.ack(delivery)
-                else:
-                    await self._perform(effect, delivery, envelope, consumer)
-        except LeaseLost:
-            self._telemetry.lease_lost(delivery)
-        except TransportError as error:
-            await self._give_up(delivery, consumer, error)
+            self._services.events.emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
+            effects = outcome.admit(delivery, envelope, self._terms, now=now) or ()
+            if not effects:
+                await self._begin(delivery, envelope, consumer, slot, now)
+                return
+        await self._settlement.carry_out(effects, delivery, envelope, consumer)
 
-    async def _decide(self, delivery: Delivery, envelope: Envelope, now: float) -> tuple[Effect, ...]:
-        settings = self._settings
-        effects = outcome.admit(delivery, envelope, now=now, skew=self._skew, max_deliveries=settings.max_deliveries)
-        if effects is not None:
-            return effects
-        message = delivery.message
-        handler = self._plan.find(message.topic)
-        if handler is None:
-            return self._unknown_topic(delivery, envelope, now)
-        if len(message.body) > settings.max_body_bytes:
-            too_large = MessageTooLarge(len(message.body), settings.max_body_bytes)
-            return self._unreadable(delivery, envelope, too_large, "too_large", now)
-        try:
-            payload = handler.binding.parse(message.body)
-        except InvalidPayload as error:
-            return self._unreadable(delivery, envelope, error, "invalid", now)
-        except CodecError as error:
-            return self._unreadable(delivery, envelope, error, "undecodable", now)
-        return await self._run(handler, payload, delivery, envelope)
+    async def _begin(
+        self, delivery: Delivery, envelope: Envelope, consumer: Consumer, slot: SlotLike, now: float
+    ) -> None:
+        """Admitted: find the handler, read the payload, run."""
+        handler = self._plan.find(delivery.message.topic)
+        if self.unavailable:
+            why = "; ".join(self.unavailable.values())
+            effects = outcome.unavailable(delivery, envelope, why=why, again_in=PARKED, now=now)
+        elif handler is None:
+            effects = self._unknown_topic(delivery, envelope, now)
+        else:
+            try:
+                payload = self._read(handler, delivery)
+            except (InvalidPayload, CodecError, MessageTooLarge) as error:
+                effects = self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
+            else:
+                slot.work = Work(delivery, envelope, handler, consumer)
+                await self._attempt(slot.work, payload, slot)
+                slot.work = None
+                return
+        await self._settlement.carry_out(effects, delivery, envelope, consumer)
+
+    def _read(self, handler: Handler, delivery: Delivery) -> Any:
+        size, limit = len(delivery.message.body), self._services.settings.max_body_bytes
+        if size > limit:
+            raise MessageTooLarge(size, limit)
+        return handler.binding.parse(delivery.message.body)
 
     def _unreadable(
         self, delivery: Delivery, envelope: Envelope, error: Exception, reason: outcome.Reason, now: float
-    ) -> tuple[Effect, ...]:
+    ) -> Effects:
         self._telemetry.stats.failed += 1
         fault = Fault(reason, f"busline.{reason}", str(error), {})
-        return outcome.final(delivery, envelope, fault, now=now)
+        return outcome.final(delivery, envelope, fault, self._terms, now=now)
 
-    def _unknown_topic(self, delivery: Delivery, envelope: Envelope, now: float) -> tuple[Effect, ...]:
+    def _unknown_topic(self, delivery: Delivery, envelope: Envelope, now: float) -> Effects:
         # A message from elsewhere may have no id that outlives a delivery, so it is known by what it says.
         message = delivery.message
         key = envelope.id if message.meta or message.correlation_id else f"{message.topic} {hash(message.body)}"
         first_seen = self._first_seen.setdefault(key, now)
         if len(self._first_seen) > REMEMBERED_UNKNOWN:
             self._first_seen.popitem(last=False)
-        effects = outcome.unknown_topic(
-            delivery, envelope, first_seen=first_seen, now=now, grace=self._settings.unknown_grace
-        )
+        grace = self._services.settings.unknown_grace
+        effects = outcome.unknown_topic(delivery, envelope, self._terms, first_seen=first_seen, now=now, grace=grace)
         if type(effects[0]) is not Release:
             del self._first_seen[key]
         return effects
 
-    async def _run(self, handler: Handler, payload: Any, delivery: Delivery, envelope: Envelope) -> tuple[Effect, ...]:
-        context = Context(self._services.bus, delivery, envelope)
-        ticket = self._announce_later(delivery, envelope)
+    async def _attempt(self, work: Work, payload: Any, slot: SlotLike) -> None:
+        """Run until there is an outcome other than "once more, at once", and settle it."""
+        events, topic = self._services.events, work.delivery.message.topic
+        if work.handler.options.ack == "early":
+            work.settle_by("ack='early'")
+            if not await self._settlement.acked(work):
+                return
+        while True:
+            events.emit("event.started", topic, work.envelope, queue=work.delivery.queue)
+            effects = await self._run(work, payload, slot)
+            if not (effects and type(effects[0]) is RunAgain):
+                break
+            work.envelope, work.outbox = effects[0].envelope, None
+        await self._settle(work, effects)
+
+    async def _run(self, work: Work, payload: Any, slot: SlotLike) -> Effects:
         try:
-            result = await self._invoke(handler, payload, context)
-            body = NULL if delivery.message.reply_to is None else encode(result)
+            body = await self._runner.run(work, payload, slot)
+            await work.flush(self._services.transport)
         except BaseException as error:
             # A handler may raise anything; a CancelledError is its own unless this very task is being cancelled.
             if isinstance(error, asyncio.CancelledError) and _being_cancelled():
                 raise
-            return self._failed(handler, delivery, envelope, error)
-        finally:
-            if ticket:
-                self._services.notices.discard(delivery, ticket)
+            return self._failed(work, error)
         self._telemetry.stats.handled += 1
-        return outcome.succeeded(delivery, body)
+        self._record(failed=False)
+        self._services.events.emit("event.succeeded", work.delivery.message.topic, work.envelope)
+        return outcome.succeeded(work.delivery, body)
 
-    def _announce_later(self, delivery: Delivery, envelope: Envelope) -> int:
-        if delivery.message.reply_to is None or envelope.deadline is None:
-            return 0
-        now = self._now()
-        return self._services.notices.add(delivery, now + min(1.0, (envelope.deadline - now) / 2))
-
-    async def _invoke(self, handler: Handler, payload: Any, context: Context) -> Any:
-        # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
-        variables = copy_context()
-        variables.run(CURRENT.set, context)
-        call = partial(variables.run, handler.binding.invoke, payload, context)
-        if handler.binding.is_async:
-            result = call()
-        else:
-            result = await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._services.threads)
-        if isawaitable(result):  # also of a plain function, whose work would otherwise be lost without a word
-            result = await Isolated(variables, result if isinstance(result, CoroutineType) else _awaited(result))
-        return result
-
-    def _failed(
-        self, handler: Handler, delivery: Delivery, envelope: Envelope, error: BaseException
-    ) -> tuple[Effect, ...]:
+    def _failed(self, work: Work, error: BaseException) -> Effects:
+        delivery, envelope, handler = work.delivery, work.envelope, work.handler
         calls = delivery.message.reply_to is not None and not isinstance(error, RetryLater)
         retry = handler.call_retry if calls else handler.job_retry
+        if work.settled.startswith("ctx."):
+            retry = NO_RETRY  # The handler has decided what becomes of the message.
         fault = outcome.fault_of(error, self._services.errors.describe(error))
-        effects = outcome.failed(delivery, envelope, error, fault, retry=retry, now=self._now())
-        first = effects[0]
-        if type(first) is Resend:
-            self._telemetry.retried(delivery, envelope, error, retry.limit, first.message.delay)
-        elif type(first) is Reply:
-            self._telemetry.answered(delivery, envelope, error)
-        else:
-            self._telemetry.failed(delivery, envelope, error)
+        effects = outcome.failed(delivery, envelope, error, fault, self._terms, retry=retry, now=self._now())
+        self._record(failed=True)
+        self._tell_failure(work, error, effects, retry.attempts)
         return effects
 
-    async def _perform(self, effect: Effect, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
-        match effect:
-            case Reply(message):
-                await self._reply(delivery, message)
-            case Resend(message):
-                await self._services.transport.send(ToQueue(delivery.queue), message)
-            case DeadLetter(message, fault):
-                await self._bury(delivery, envelope, message, fault)
-            case Release(delay):
-                self._telemetry.stats.released += 1
-                await consumer.release(delivery, delay=delay)
-            case outcome.Drop():
-                self._telemetry.stats.expired_calls += 1
+    def _tell_failure(self, work: Work, error: BaseException, effects: Effects, attempts: int) -> None:
+        delivery, envelope = work.delivery, work.envelope
+        again = next((e for e in effects if isinstance(e, Resend | RunAgain | Release)), None)
+        if again is None:
+            answered = delivery.message.reply_to is not None
+            (self._telemetry.answered if answered else self._telemetry.failed)(delivery, envelope, error)
+            kind = "event.failed"
+        else:
+            delay = again.message.delay if isinstance(again, Resend) else 0.0
+            self._telemetry.retried(delivery, envelope, error, attempts, delay)
+            kind = "event.retried"
+        name = type(error).__name__
+        self._services.events.emit(kind, delivery.message.topic, envelope, error=name, message=text_of(error))
 
-    async def _reply(self, delivery: Delivery, message: Message) -> None:
-        transport, address = self._services.transport, delivery.message.reply_to or ""
-        try:
-            delivered = await transport.reply(address, message)
-        except MessageTooLarge as error:
-            text = f"the result does not fit into a reply: {error}"
-            body = encode_error("busline.too_large", text, {"size": error.size, "limit": error.limit})
-            delivered = await transport.reply(address, reply_to(delivery.message, "error", body))
-        if not delivered:
-            self._telemetry.stats.replies_to_nobody += 1
+    def _record(self, *, failed: bool) -> None:
+        if self._window is None or not self._window.ended(self._now(), failed=failed):
+            return
+        breaker = self._plan.options.breaker
+        assert breaker is not None
+        self._gate.close_for(
+            "breaker", f"at least {breaker.share:.0%} failed within {breaker.window:g} s", breaker.pause
+        )
 
-    async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
-        dead = self._plan.dead_letters
-        if dead is not None:
-            await self._services.transport.send(ToQueue(dead.name), message)
-        where = dead.name if dead else "nowhere, as the queue is ephemeral"
-        self._telemetry.dead_lettered(delivery, envelope, fault, where)
+    def _as_settled(self, work: Work, effects: Effects) -> Effects:
+        """What is left to do of `effects` for a message that something has settled already."""
+        if not work.settled:
+            return effects
+        if work.requeue is not None:
+            requeue, delay = work.requeue
+            return outcome.nacked(
+                work.delivery, work.envelope, self._terms, requeue=requeue, delay=delay, now=self._now()
+            )
+        if work.settled == "ctx.ack()":
+            return outcome.after_own_ack(effects)
+        return outcome.after_early_ack(effects, work.delivery, work.envelope, now=self._now())
 
-    async def _give_up(self, delivery: Delivery, consumer: Consumer, error: TransportError) -> None:
-        self._telemetry.unsettled(delivery, error)
-        try:
-            await consumer.release(delivery, delay=RELEASE_AFTER_TROUBLE)
-        except TransportError as again:
-            self._telemetry.unsettled(delivery, again)
+    async def _settle(self, work: Work, effects: Effects) -> None:
+        work.over = True
+        effects = self._as_settled(work, effects)
+        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
+
+    async def abandoned(self, work: Work, why: Why) -> None:
+        """The handler was cancelled; settle what that makes of its message."""
+        if work.over and work.settled:
+            return  # It was done and acked; only its caller may not have been told.
+        work.over = True
+        if why == "lost":
+            self._telemetry.lease_lost(work.delivery)
+            return
+        if why == "time_limit":
+            limit = work.handler.options.time_limit or 0.0
+            effects = self._failed(work, TimeLimitExceeded(limit))
+            if effects and type(effects[0]) is RunAgain:  # the slot was cancelled, so "at once" is by a copy
+                message = outcome.later(work.delivery, effects[0].envelope, delay=0.0, now=self._now())
+                effects = (Resend(message), outcome.ACK)
+        else:
+            effects = (Release(),)
+        await self._settle(work, effects)
+
+
+_REASONS: dict[type[Exception], outcome.Reason] = {
+    InvalidPayload: "invalid",
+    CodecError: "undecodable",
+    MessageTooLarge: "too_large",
+}
 
 
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-class Isolated(Awaitable[Any]):
-    """Awaits a coroutine in the current task, but in context variables of its own. A task would cost 8 µs more."""
-
-    __slots__ = ("_coroutine", "_run")
-
-    def __init__(self, variables: Variables, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._run: Callable[..., Any] = variables.run
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, send, throw = self._run, self._coroutine.send, self._coroutine.throw
-        step, argument = send, None
-        while True:
-            try:
-                awaited = run(step, argument)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                argument = yield awaited
-                step = send
-            except GeneratorExit:
-                run(self._coroutine.close)
-                raise
-            except BaseException as error:
-                step, argument = throw, error

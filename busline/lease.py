@@ -20,10 +20,10 @@ class LeaseKeeper:
     `on_lost` is called once for a delivery that the broker says is no longer ours.
     """
 
-    __slots__ = ("_lease", "_on_lost", "running")
+    __slots__ = ("_on_lost", "lease", "running")
 
     def __init__(self, lease: float, on_lost: Callable[[Delivery], None]) -> None:
-        self._lease = lease
+        self.lease = lease
         self._on_lost = on_lost
         self.running: dict[Delivery, Consumer] = {}
         """Deliveries being worked on; slots add and remove them."""
@@ -31,7 +31,7 @@ class LeaseKeeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await sleep(self._lease / RENEWALS_PER_LEASE)
+            await sleep(self.lease / RENEWALS_PER_LEASE)
             for consumer in set(self.running.values()):
                 await self._extend(consumer)
 
@@ -40,7 +40,7 @@ class LeaseKeeper:
         if not mine:
             return  # They ended while another consumer was asked.
         try:
-            lost = await consumer.extend(*mine, lease=self._lease)
+            lost = await consumer.extend(*mine, lease=self.lease)
         except TransportClosed:
             lost = mine
         except TransportError:

@@ -34,7 +34,9 @@ class Message:
     """Seconds before it may be delivered, counted by the broker from acceptance."""
     ttl: float | None = None
     """Seconds until it is of no use. A hint: core checks the deadline itself when the message is received, so a
-    broker may drop an expired call (`reply_to` set) and must keep anything else."""
+    broker may drop an expired call (`reply_to` set) and must keep anything else, unless it is `expendable`."""
+    expendable: bool = False
+    """The broker deletes it when its `ttl` has passed, wherever it waits: a dead letter that is kept for a time."""
 
 
 @dataclass(slots=True, eq=False)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from busline.errors import Reject, RetryLater
+from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
-from busline.retry import Retry
+from busline.retry import END, Retry, Verdict
 from busline.wire import Envelope, encode_error, printable, reply_to
 
 Reason = Literal["undecodable", "too_large", "invalid", "unknown_topic", "expired", "failed", "rejected", "poison"]
@@ -62,15 +62,35 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Resend:
-    """Send the next attempt to the same queue."""
+    """Send this to the same queue: the next attempt, or the same one later."""
 
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgain:
+    """The next attempt, at once and in the same slot."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop the queue in this process for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OnFailure:
+    """Tell the handler's `on_failure`; whatever that does, the effects behind it follow."""
+
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Send it to the queue's dead letters."""
+    """Send it to the queue's dead letters, and tell those who subscribe to faults."""
 
     message: Message
     fault: Fault
@@ -81,29 +101,55 @@ class Drop:
     """An expired call: nobody waits for it. Counted."""
 
 
-Effect = Ack | Release | Reply | Resend | DeadLetter | Drop
+Effect = Ack | Release | Reply | Resend | RunAgain | Pause | OnFailure | DeadLetter | Drop
+Effects = tuple[Effect, ...]
 ACK = Ack()
-ACKED: tuple[Effect, ...] = (ACK,)
+ACKED: Effects = (ACK,)
 
 
-def admit(
-    delivery: Delivery, envelope: Envelope, *, now: float, skew: float, max_deliveries: int
-) -> tuple[Effect, ...] | None:
-    """None: run it. Otherwise what to do instead. `skew` is how far clocks may disagree, seconds."""
-    if delivery.deliveries > max_deliveries:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a queue's owner has said about its messages, and what the bus allows. Times are seconds."""
+
+    skew: float = 0.0
+    """How far the clocks of sender and worker may disagree."""
+    max_deliveries: int = 20
+    message_ttl: float | None = None
+    dead_letter_ttl: float | None = None
+
+
+def admit(delivery: Delivery, envelope: Envelope, terms: Terms, *, now: float) -> Effects | None:
+    """None: run it. Otherwise what to do instead."""
+    if delivery.deliveries > terms.max_deliveries:
         text = f"handed out {delivery.deliveries} times without being settled: it may be killing its workers"
-        return final(delivery, envelope, Fault("poison", "busline.poison", text, {}), now=now)
-    if envelope.deadline is not None and now > envelope.deadline + skew:
+        return _undeliverable(delivery, envelope, terms, "poison", text, now)
+    if envelope.deadline is not None and now > envelope.deadline + terms.skew:
         return (Drop(), ACK)
-    if envelope.expires_at is not None and now > envelope.expires_at + skew:
-        text = f"its ttl passed {now - envelope.expires_at:.1f} s before it could start"
-        return final(delivery, envelope, Fault("expired", "busline.expired", text, {}), now=now)
+    expires_at = _expiry(delivery, envelope, terms)
+    if expires_at is not None and now > expires_at + terms.skew:
+        text = f"its time to live ended {now - expires_at:.1f} s before it could start"
+        return _undeliverable(delivery, envelope, terms, "expired", text, now)
     return None
 
 
+def _expiry(delivery: Delivery, envelope: Envelope, terms: Terms) -> float | None:
+    """The sender's ttl counts from sending, the queue's from the instant at which it could first be delivered."""
+    limits = [] if envelope.expires_at is None else [envelope.expires_at]
+    if terms.message_ttl is not None:
+        limits.append((envelope.due_at or envelope.sent_at) + terms.message_ttl)
+    return min(limits, default=None)
+
+
+def _undeliverable(
+    delivery: Delivery, envelope: Envelope, terms: Terms, reason: Reason, text: str, now: float
+) -> Effects:
+    fault = Fault(reason, f"busline.{reason}", text, {})
+    return final(delivery, envelope, fault, terms, now=now, error=Undeliverable(reason, text))
+
+
 def unknown_topic(
-    delivery: Delivery, envelope: Envelope, *, first_seen: float, now: float, grace: float
-) -> tuple[Effect, ...]:
+    delivery: Delivery, envelope: Envelope, terms: Terms, *, first_seen: float, now: float, grace: float
+) -> Effects:
     """No handler here, but a sibling may have one: offer it again, a little later each time, until the grace ends.
 
     A call may spend at most half of what its deadline left when it was first seen.
@@ -115,10 +161,20 @@ def unknown_topic(
         shortest, longest = UNKNOWN_DELAY
         return (Release(min(max(waited / 2, shortest), longest)),)
     text = f"no handler for topic {delivery.message.topic!r} on queue {delivery.queue!r}"
-    return final(delivery, envelope, Fault("unknown_topic", "busline.no_handler", text, {}), now=now)
+    return final(delivery, envelope, Fault("unknown_topic", "busline.no_handler", text, {}), terms, now=now)
 
 
-def succeeded(delivery: Delivery, body: bytes) -> tuple[Effect, ...]:
+def unavailable(delivery: Delivery, envelope: Envelope, *, why: str, again_in: float, now: float) -> Effects:
+    """The queue answers that it cannot work now: a caller learns it at once, a job waits as a delayed copy of the
+    same attempt."""
+    message = delivery.message
+    if message.reply_to is not None:
+        return (Reply(reply_to(message, "error", encode_error("busline.unavailable", why, {}))), ACK)
+    waiting = replace(envelope, due_at=now + again_in)
+    return (Resend(replace(message, meta=waiting.encode(), delay=again_in)), ACK)
+
+
+def succeeded(delivery: Delivery, body: bytes) -> Effects:
     """The handler returned; `body` is its result's JSON."""
     message = delivery.message
     if message.reply_to is None:
@@ -127,37 +183,87 @@ def succeeded(delivery: Delivery, body: bytes) -> tuple[Effect, ...]:
 
 
 def failed(
-    delivery: Delivery, envelope: Envelope, error: BaseException, fault: Fault, *, retry: Retry, now: float
-) -> tuple[Effect, ...]:
+    delivery: Delivery,
+    envelope: Envelope,
+    error: BaseException,
+    fault: Fault,
+    terms: Terms,
+    *,
+    retry: Retry,
+    now: float,
+) -> Effects:
     """The handler raised: the next attempt if the policy has one that the caller would live to see, else the end."""
-    delay = _retry_delay(envelope, error, retry)
-    if delay is None or (envelope.deadline is not None and now + delay >= envelope.deadline):
-        return final(delivery, envelope, fault, now=now)
-    again = replace(delivery.message, meta=envelope.next_attempt().encode(), delay=delay)
-    return (Resend(again, error), ACK)
+    verdict = _verdict(envelope, error, retry)
+    too_late = envelope.deadline is not None and now + verdict.delay >= envelope.deadline
+    pause: Effects = (Pause(verdict.delay),) if verdict.action == "pause" else ()
+    if verdict.action == "end" or too_late:
+        return (*pause, *final(delivery, envelope, fault, terms, now=now, error=error))
+    if verdict.action == "pause":
+        return (*pause, Release())
+    again = envelope.next_attempt(now + verdict.delay)
+    if verdict.action == "now":
+        return (RunAgain(again),)
+    return (Resend(replace(delivery.message, meta=again.encode(), delay=verdict.delay)), ACK)
 
 
-def _retry_delay(envelope: Envelope, error: BaseException, retry: Retry) -> float | None:
+def _verdict(envelope: Envelope, error: BaseException, retry: Retry) -> Verdict:
     if isinstance(error, Reject):
-        return None
+        return END
     if isinstance(error, RetryLater):
-        return error.delay if envelope.attempt <= retry.limit else None
-    return retry.next_delay(envelope.attempt, error)
+        return Verdict("later", error.delay) if envelope.attempt < retry.attempts else END
+    return retry.verdict(envelope.attempt, error)
 
 
-def final(delivery: Delivery, envelope: Envelope, fault: Fault, *, now: float) -> tuple[Effect, ...]:
-    """No further attempt: a caller gets its error, anything else is kept as a dead letter."""
+def final(
+    delivery: Delivery,
+    envelope: Envelope,
+    fault: Fault,
+    terms: Terms,
+    *,
+    now: float,
+    error: BaseException | None = None,
+) -> Effects:
+    """No further attempt: a caller gets its error, anything else is kept as a dead letter; `error` is for
+    `on_failure`."""
     message = delivery.message
     effects: list[Effect] = []
     if message.reply_to is not None:
         body = encode_error(fault.type, fault.message, dict(fault.details))
         effects.append(Reply(reply_to(message, "error", body)))
+    if error is not None:
+        effects.append(OnFailure(error))
     if message.reply_to is None or fault.reason in ("rejected", "undecodable", "poison"):
-        effects.append(DeadLetter(dead_letter(delivery, envelope, fault, now), fault))
+        effects.append(DeadLetter(dead_letter(delivery, envelope, fault, terms, now), fault))
     return (*effects, ACK)
 
 
-def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, now: float) -> Message:
+def nacked(delivery: Delivery, envelope: Envelope, terms: Terms, *, requeue: bool, delay: float, now: float) -> Effects:
+    """The handler gave the message back (`ctx.nack`), or to the dead letters with `requeue=False`."""
+    if not requeue:
+        return final(delivery, envelope, Fault("rejected", "busline.rejected", "nacked", {}), terms, now=now)
+    return (Release(delay),)
+
+
+def after_early_ack(effects: Effects, delivery: Delivery, envelope: Envelope, *, now: float) -> Effects:
+    """The same effects for a message that was acked before it ran: what would be given back is sent again."""
+    return tuple(
+        Resend(later(delivery, envelope, delay=effect.delay, now=now)) if isinstance(effect, Release) else effect
+        for effect in effects
+        if effect is not ACK
+    )
+
+
+def after_own_ack(effects: Effects) -> Effects:
+    """What is left to do when the handler had acked by itself: its caller is answered, nothing is sent again."""
+    return tuple(effect for effect in effects if isinstance(effect, Reply | OnFailure))
+
+
+def later(delivery: Delivery, envelope: Envelope, *, delay: float, now: float) -> Message:
+    """A copy of the same attempt that can be delivered after `delay` seconds."""
+    return replace(delivery.message, meta=replace(envelope, due_at=now + delay).encode(), delay=delay)
+
+
+def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, terms: Terms, now: float) -> Message:
     """The message as it is kept: same id, topic, headers and body, with the story of its failure."""
     failure = {
         "reason": fault.reason,
@@ -169,9 +275,38 @@ def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, now: float
         "last_at": now,
         "queue": delivery.queue,
         "topic": delivery.message.topic,
+        "priority": delivery.message.priority or "",
     }
     meta = envelope.dead({key: value for key, value in failure.items() if value != ""}).encode()
-    return replace(delivery.message, meta=meta, reply_to=None, correlation_id=None, delay=0.0, ttl=None, priority=0)
+    ttl = terms.dead_letter_ttl
+    return replace(
+        delivery.message,
+        meta=meta,
+        reply_to=None,
+        correlation_id=None,
+        delay=0.0,
+        ttl=ttl,
+        expendable=ttl is not None,
+        priority=0,
+    )
+
+
+def replayed(letter: Message, envelope: Envelope, *, now: float) -> tuple[str, Message]:
+    """The queue that a dead letter came from, and the message as it goes back there: a first attempt, same id.
+
+    Whatever its queue says of times to live counts from `now`. The queue is "" where the letter doesn't say.
+    """
+    failure = envelope.failure or {}
+    anew = replace(envelope, attempt=1, failure=None, due_at=now, expires_at=None)
+    priority = failure.get("priority")
+    message = replace(
+        letter,
+        meta=anew.encode(),
+        ttl=None,
+        expendable=False,
+        priority=priority if isinstance(priority, int) else 0,
+    )
+    return str(failure.get("queue", "")), message
 
 
 def fault_of(error: BaseException, described: tuple[str, str, dict[str, Any]]) -> Fault:
@@ -197,4 +332,7 @@ def without_our_frames(error: BaseException) -> BaseException:
     return error.with_traceback(trace or error.__traceback__)
 
 
-_OURS = ("busline.handling", "busline.binding", "anyio.")
+_OURS = (
+    *("busline.handling", "busline.running", "busline.driving", "busline.executors", "busline.binding"),
+    *("anyio.", "concurrent."),
+)

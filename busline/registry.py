@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from busline.binding import Binding
+from busline.binding import Binding, check_process_handler
 from busline.errors import ConfigurationError
 from busline.message import QueueSpec
+from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
 from busline.topics import check_pattern, check_topic
 from busline.wire import text_of
 
 DEAD_SUFFIX = ".dead"
-"""A queue's dead letters go to the queue of its name with this suffix."""
+"""A queue's dead letters go to the queue of its name with this suffix, unless it names another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,11 @@ class Declaration:
     topic: str
     """The topic, or the pattern of a subscriber."""
     function: Callable[..., Any]
+    options: Options
     subscriber: bool = False
     broadcast: bool = False
-    queue: str | None = None
-    retry: Retry | None = None
+    job_retry: Retry | None = None
+    """The policy of its router, for jobs and events where it has none of its own."""
 
     @property
     def name(self) -> str:
@@ -35,9 +37,9 @@ class Declaration:
         return getattr(self.function, "__name__", None) or type(self.function).__name__
 
     def prefixed(self, prefix: str, retry: Retry | None) -> Declaration:
-        """The same under `prefix`, with `retry` where it has none of its own."""
+        """The same under `prefix`, with `retry` for its jobs and events where no router nearer to it has a policy."""
         topic = check_pattern(prefix + self.topic) if self.subscriber else check_topic(prefix + self.topic)
-        return replace(self, topic=topic, retry=self.retry or retry)
+        return replace(self, topic=topic, job_retry=self.job_retry or retry)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +52,12 @@ class Handler:
     """For messages that a caller waits for."""
     job_retry: Retry
     """For all others."""
+    on_failure: Binding | None = None
+
+    @property
+    def options(self) -> Options:
+        """As declared."""
+        return self.declaration.options
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +65,10 @@ class QueuePlan:
     """One queue that a worker serves."""
 
     spec: QueueSpec
+    queue: Queue = field(default_factory=Queue)
+    """What was said of the queue."""
+    owner: Handler | None = None
+    """The one handler or subscriber that has this queue for itself, and whose queue-scoped options hold."""
     handlers: dict[str, Handler] = field(default_factory=dict)
     """By topic."""
     subscriber: Handler | None = None
@@ -67,9 +79,17 @@ class QueuePlan:
         return self.subscriber or self.handlers.get(topic)
 
     @property
+    def options(self) -> Options:
+        """The queue-scoped options."""
+        return self.owner.options if self.owner else Options()
+
+    @property
     def dead_letters(self) -> QueueSpec | None:
         """Where its dead letters go; an ephemeral queue has none, because nobody could look for it later."""
-        return None if self.spec.ephemeral else QueueSpec(self.spec.name + DEAD_SUFFIX, self.spec.service)
+        if self.spec.ephemeral:
+            return None
+        name = self.queue.dead_letter or self.spec.name + DEAD_SUFFIX
+        return QueueSpec(name, self.spec.service, for_dead_letters=True)
 
 
 class Plan:
@@ -91,37 +111,77 @@ class Plan:
         return self._queues
 
     def _add(self, declaration: Declaration) -> None:
-        retry = declaration.retry or self._retry
-        handler = Handler(
-            declaration,
-            Binding(declaration.function),
-            call_retry=declaration.retry or NO_RETRY,
-            job_retry=retry or JOB_RETRY,
-        )
+        handler = self._handler(declaration)
         if declaration.subscriber:
             self._add_subscriber(declaration, handler)
         else:
             self._add_handler(declaration, handler)
 
+    def _handler(self, declaration: Declaration) -> Handler:
+        options, binding = declaration.options, Binding(declaration.function)
+        if options.executor == "process":
+            check_process_handler(binding)
+        if options.soft_time_limit is not None and not binding.is_async:
+            raise ConfigurationError(
+                f"{declaration.name} is a plain function, into which no soft_time_limit can be raised: make it async, "
+                "or give it a time_limit and executor='process'"
+            )
+        return Handler(
+            declaration,
+            binding,
+            call_retry=options.retry or NO_RETRY,
+            job_retry=options.retry or declaration.job_retry or self._retry or JOB_RETRY,
+            on_failure=Binding(options.on_failure, takes_error=True) if options.on_failure else None,
+        )
+
     def _add_handler(self, declaration: Declaration, handler: Handler) -> None:
-        name = declaration.queue or self._service
-        if not name:
+        topic, options = declaration.topic, declaration.options
+        name = options.queue_options.name or self._default_queue(declaration)
+        for other in self._queues.values():
+            if twin := other.handlers.get(topic):
+                raise ConfigurationError(
+                    f"topic {topic!r} has two handlers, {twin.declaration.name} and {declaration.name}"
+                )
+        plan = self._queues.get(name)
+        if plan is None:
+            plan = self._queues[name] = self._new_queue(name, handler, frozenset())
+        elif plan.owner or options.owns_queue:
+            owner = plan.owner.declaration.name if plan.owner else declaration.name
+            raise ConfigurationError(
+                f"queue {name!r} is {owner}'s alone, because something was said of the queue there; the handler of "
+                f"{topic!r} needs another"
+            )
+        plan.handlers[topic] = handler
+        plan.spec = replace(plan.spec, topics=plan.spec.topics | {topic})
+
+    def _default_queue(self, declaration: Declaration) -> str:
+        if not self._service:
             raise ConfigurationError(
                 f"the handler of {declaration.topic!r} has no queue: give the bus a service=, whose queue it then uses"
             )
-        plan = self._queues.setdefault(name, QueuePlan(QueueSpec(name, self._service or name)))
-        for other in self._queues.values():
-            if twin := other.handlers.get(declaration.topic):
-                raise ConfigurationError(
-                    f"topic {declaration.topic!r} has two handlers, {twin.declaration.name} and {declaration.name}"
-                )
-        if plan.subscriber:
-            raise ConfigurationError(f"queue {name!r} is the subscriber's {plan.subscriber.declaration.name}")
-        plan.handlers[declaration.topic] = handler
-        plan.spec = replace(plan.spec, topics=plan.spec.topics | {declaration.topic})
+        return f"{self._service}.{declaration.topic}" if declaration.options.owns_queue else self._service
+
+    def _new_queue(
+        self, name: str, handler: Handler, patterns: frozenset[str], *, ephemeral: bool = False
+    ) -> QueuePlan:
+        queue = handler.options.queue_options
+        spec = QueueSpec(
+            name,
+            self._service or name,
+            patterns=patterns,
+            ephemeral=ephemeral,
+            max_priority=queue.max_priority,
+            max_length=queue.max_length,
+            kind=queue.kind,
+            bindings=tuple(queue.bindings),
+            passive=queue.passive,
+            dead_letter=None if ephemeral else queue.dead_letter or name + DEAD_SUFFIX,
+        )
+        owns = bool(patterns) or handler.options.owns_queue
+        return QueuePlan(spec, queue, owner=handler if owns else None)
 
     def _add_subscriber(self, declaration: Declaration, handler: Handler) -> None:
-        name = declaration.queue or self._subscriber_queue(declaration)
+        name = declaration.options.queue_options.name or self._subscriber_queue(declaration)
         if declaration.broadcast:
             name = f"{name}.{self._instance}"
         if name in self._queues:
@@ -129,10 +189,9 @@ class Plan:
                 f"two subscribers, or a subscriber and a handler, want queue {name!r}: each subscriber has a queue of "
                 f"its own; rename {declaration.name} or give it queue="
             )
-        spec = QueueSpec(
-            name, self._service or name, patterns=frozenset({declaration.topic}), ephemeral=declaration.broadcast
-        )
-        self._queues[name] = QueuePlan(spec, subscriber=handler)
+        plan = self._new_queue(name, handler, frozenset({declaration.topic}), ephemeral=declaration.broadcast)
+        plan.subscriber = handler
+        self._queues[name] = plan
 
     def _subscriber_queue(self, declaration: Declaration) -> str:
         if not self._service:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar, Unpack
 
 from busline.errors import ConfigurationError
+from busline.options import HandlerOptions, Options, Queue
 from busline.registry import Declaration, ErrorRegistry
 from busline.retry import Retry
 from busline.topics import Topic, check_pattern, check_topic
@@ -17,7 +19,8 @@ E = TypeVar("E", bound=type[Exception])
 class Router:
     """Collects declarations; `bus.include(router, prefix="orders.")` makes them the bus's.
 
-    `retry` is the policy of those of its handlers and subscribers that have none of their own.
+    `retry` is the policy of jobs and events whose handler or subscriber has none of its own; calls are retried only
+    by their handler's own.
     """
 
     def __init__(self, *, retry: Retry | None = None) -> None:
@@ -30,39 +33,39 @@ class Router:
         """What was declared, in order."""
         return tuple(self._declarations)
 
-    def handler(
-        self, topic: str | Topic[Any, Any], *, queue: str | None = None, retry: Retry | None = None
-    ) -> Callable[[F], F]:
+    def handler(self, topic: str | Topic[Any, Any], **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
         """Declare the one handler of `topic`, for calls and jobs. Returns the function unchanged.
 
-        `queue` names the queue instead of the service's own; handlers may share one. `retry` applies to calls, too,
-        which are otherwise not retried. Raises ConfigurationError for a name that cannot be a topic.
+        The options are described at `HandlerOptions`. Raises ConfigurationError for what cannot be.
         """
         name = check_topic(_given("handler", topic.name if isinstance(topic, Topic) else topic))
+        checked = Options(**options)
 
         def declare(function: F) -> F:
-            self._declare(Declaration(name, function, queue=_checked_queue(queue), retry=retry))
+            self._declare(Declaration(name, function, checked))
             return function
 
         return declare
 
     def subscriber(
-        self, pattern: str, *, queue: str | None = None, retry: Retry | None = None, broadcast: bool = False
+        self, pattern: str, *, broadcast: bool = False, **options: Unpack[HandlerOptions]
     ) -> Callable[[F], F]:
         """Declare a subscriber to events: `*` is one word, `#` any number. Returns the function unchanged.
 
         Each subscriber has a queue of its own, `{service}.{function name}` unless `queue` names it, shared by all
         processes of the service. With `broadcast=True` every process gets its own copy, at most once, while it is
-        there; nothing is kept for it, so it cannot have a retry policy.
+        there; nothing is kept for it, so it takes neither a retry policy nor a `Queue`. The options are described at
+        `HandlerOptions`.
         """
         check_pattern(_given("subscriber", pattern))
-        if broadcast and retry is not None:
-            raise ConfigurationError("a broadcast is delivered at most once: it takes no retry=")
+        checked = Options(**options)
         if broadcast:
-            retry = Retry(max_retries=0)
+            if checked.retry is not None or isinstance(checked.queue, Queue):
+                raise ConfigurationError("a broadcast is delivered at most once: it takes no retry= and no Queue(...)")
+            checked = replace(checked, retry=Retry(max_retries=0))
 
         def declare(function: F) -> F:
-            self._declare(Declaration(pattern, function, True, broadcast, _checked_queue(queue), retry))
+            self._declare(Declaration(pattern, function, checked, subscriber=True, broadcast=broadcast))
             return function
 
         return declare
@@ -91,15 +94,3 @@ def _given(decorator: str, name: object) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f'{name!r} is not a topic; it is written @bus.{decorator}("some.topic")')
     return name
-
-
-def _checked_queue(queue: str | None) -> str | None:
-    if queue is None:
-        return None
-    try:
-        size = len(queue.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not 0 < size <= 200:
-        raise ConfigurationError(f"a queue's name is text of 1 to 200 bytes, {queue!r} is not")
-    return queue

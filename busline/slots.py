@@ -6,51 +6,86 @@ What a slot has not asked for stays at the broker, so nothing waits unstarted in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from anyio import CancelScope, create_task_group
 
 from busline.errors import ConfigurationError, TransportClosed, TransportError
+from busline.gates import Gate, HealthGate
 from busline.handling import Handling, Services
 from busline.lease import LeaseKeeper
+from busline.limits import Spacing
 from busline.message import Delivery, Limits
+from busline.options import parse_rate
 from busline.registry import QueuePlan
 from busline.telemetry import log
 from busline.transports.base import Consumer
+from busline.work import Why, Work
 
 BACK_OFF = (0.1, 5.0)
 """First and longest pause between attempts to consume again, seconds."""
 SETTLE_TIMEOUT = 5.0
-"""Seconds that giving a message back may take when a slot is cancelled."""
+"""Seconds that settling a message may take when its slot was cancelled."""
+CANCEL_GRACE = 5.0
+"""Seconds that a cancelled handler has to end before its process counts as stuck."""
 
 
-@dataclass(slots=True, eq=False)
 class Slot:
     """One message at a time."""
 
-    scope: CancelScope = field(default_factory=CancelScope)
-    """Around the current work; made anew only after it was cancelled, so that a message costs no scope."""
-    delivery: Delivery | None = None
-    consumer: Consumer | None = None
-    lost: bool = False
-    """Cancelled because the message is no longer ours."""
+    __slots__ = ("_on_cancel", "consumer", "delivery", "scope", "why", "work")
+
+    def __init__(self, on_cancel: Callable[[Slot, Why], None]) -> None:
+        self.scope = CancelScope()
+        """Around the current work; made anew only after it was cancelled, so that a message costs no scope."""
+        self.delivery: Delivery | None = None
+        self.consumer: Consumer | None = None
+        self.work: Work | None = None
+        """Set while a handler runs."""
+        self.why: Why | None = None
+        """Why it was cancelled."""
+        self._on_cancel = on_cancel
+
+    def cancel(self, why: Why) -> None:
+        """Cancel what runs in it."""
+        if self.why is None:
+            self.why = why
+            self._on_cancel(self, why)
+        self.scope.cancel()
 
 
 class QueueSlots:
     """Serves one queue with `count` slots until drained."""
 
     def __init__(
-        self, plan: QueuePlan, services: Services, *, count: int, prefetch: int, on_closed: Callable[[], None]
+        self,
+        plan: QueuePlan,
+        services: Services,
+        *,
+        count: int,
+        prefetch: int,
+        rate_share: float,
+        on_closed: Callable[[], None],
     ) -> None:
         self.plan = plan
         self._services = services
-        self._handling = Handling(plan, services)
-        self._slots = [Slot() for _ in range(count)]
+        self._count = plan.options.concurrency or count
+        self.gate = Gate(plan.spec.name, services.clock, self._on_gate)
+        self._handling = Handling(plan, services, self.gate, self._pause)
+        self._slots = [Slot(self._on_cancel) for _ in range(self._count)]
         self._prefetch = prefetch
+        rate = plan.options.rate_limit
+        self._spacing = Spacing(parse_rate(rate) / rate_share) if rate else None
+        self._turn = anyio.Lock()
+        self._checks = [
+            HealthGate(check, plan.options.on_down, self.gate, self._handling.unavailable)
+            for check in plan.options.checks
+        ]
         self._keeper: LeaseKeeper | None = None
         self._consumer: Consumer | None = None
         self._restoring = anyio.Lock()
+        self._gate_changed = anyio.Event()
         self._stopping = False
         self._closed: TransportClosed | None = None
         self._on_closed = on_closed
@@ -64,9 +99,13 @@ class QueueSlots:
         if self.plan.dead_letters is not None:
             await transport.attach(self.plan.dead_letters)
         self._check(limits)
+        self._handling.attached(limits)
         if limits.lease is not None and self._keeper is None:
             self._keeper = LeaseKeeper(limits.lease, self._on_lost)
-        self._consumer = await transport.consume(self.plan.spec.name, slots=len(self._slots), prefetch=self._prefetch)
+        for check in self._checks:
+            await check.first()
+        self._consumer = await transport.consume(self.plan.spec.name, slots=self._count, prefetch=self._prefetch)
+        await self._apply_gate()
 
     def _check(self, limits: Limits) -> None:
         where = f"queue {self.plan.spec.name!r} at {self._services.transport.where}"
@@ -74,6 +113,19 @@ class QueueSlots:
             raise ConfigurationError(f"{where} cannot get copies of events; a subscriber needs that")
         if limits.max_delay <= 0:
             raise ConfigurationError(f"{where} cannot delay messages, which retries need")
+        wanted = self.plan.queue.max_priority
+        if wanted is not None and limits.priorities < wanted:
+            raise ConfigurationError(f"{where} knows priorities up to {limits.priorities}, not {wanted}")
+
+    @property
+    def count(self) -> int:
+        """Messages that it handles at once, at most."""
+        return self._count
+
+    @property
+    def lease(self) -> float | None:
+        """Of its messages, seconds; None where the broker knows none."""
+        return self._keeper.lease if self._keeper is not None else None
 
     @property
     def running(self) -> int:
@@ -84,6 +136,9 @@ class QueueSlots:
         """Work until drained or cancelled; a drained queue has settled or given back everything."""
         name = self.plan.spec.name
         async with create_task_group() as side:
+            side.start_soon(self._keep_gate, name=f"busline gate {name}")
+            for check in self._checks:
+                side.start_soon(check.run, name=f"busline check {name}")
             if self._keeper is not None:
                 side.start_soon(self._keeper.run, name=f"busline lease {name}")
             async with create_task_group() as slots:
@@ -94,32 +149,59 @@ class QueueSlots:
         if self._closed is not None:
             raise self._closed
 
+    # -- gate ---------------------------------------------------------------------------------------------------
+
+    def _on_gate(self) -> None:
+        self._gate_changed.set()
+
+    async def _keep_gate(self) -> None:
+        while True:
+            await self._gate_changed.wait()
+            self._gate_changed = anyio.Event()
+            await self._apply_gate()
+
+    async def _pause(self, seconds: float) -> None:
+        """For a retry rule: returns when nothing more is fetched, so that the message can be given back."""
+        self.gate.close_for("retry rule", "a handler's error asked for it", seconds)
+        await self._apply_gate()
+
+    async def _apply_gate(self) -> None:
+        """Resize the consumer to what the gate and the rate limit allow now."""
+        consumer = self._consumer
+        if consumer is None or self._closed is not None:
+            return
+        closed = self._stopping or bool(self.gate.reasons)
+        await self._resize(consumer, 0 if closed else self._count)
+
+    async def _resize(self, consumer: Consumer, slots: int) -> None:
+        try:
+            unstarted = await consumer.resize(slots)
+            if unstarted:
+                await consumer.release(*unstarted)
+        except TransportError as error:
+            log.warning("resizing failed: %s", error, extra={"event": "resize_failed", "queue": self.plan.spec.name})
+
+    # -- leaving ------------------------------------------------------------------------------------------------
+
     async def stop_fetching(self) -> None:
         """Take no further message: what was delivered and not begun is given back, not counted as an attempt."""
         self._stopping = True
-        if self._consumer is not None and self._closed is None:
-            await self._give_back_unstarted(self._consumer)
+        await self._apply_gate()
         for slot in self._slots:
             if slot.delivery is None:
                 slot.scope.cancel()
 
-    async def _give_back_unstarted(self, consumer: Consumer) -> None:
-        try:
-            unstarted = await consumer.resize(0)
-            if unstarted:
-                await consumer.release(*unstarted)
-        except TransportError as error:
-            log.warning("giving back failed: %s", error, extra={"event": "give_back_failed"})
-
     def cancel(self) -> None:
         """Cancel the handlers that still run; their messages are given back."""
         for slot in self._slots:
-            slot.scope.cancel()
+            slot.cancel("leaving")
 
     async def aclose(self) -> None:
         """Stop consuming; to be called when `run` has ended."""
         if self._consumer is not None:
             await self._consumer.aclose()
+
+    # -- slots --------------------------------------------------------------------------------------------------
 
     async def _work(self, slot: Slot) -> None:
         while not self._stopping:
@@ -129,12 +211,16 @@ class QueueSlots:
                     await self._next(slot)
             if slot.delivery is not None:
                 await self._abandon(slot)
+            slot.why = None
 
     async def _next(self, slot: Slot) -> None:
         consumer = slot.consumer = self._consumer
         assert consumer is not None, "attach() comes before run()"
+        if self.gate.reasons:
+            await self.gate.opened.wait()
         try:
-            deliveries = await consumer.receive(1)
+            spaced = self._spacing is not None
+            deliveries = await (self._receive_spaced(consumer, slot) if spaced else consumer.receive(1))
         except TransportClosed as error:
             self._end(error)
             return
@@ -142,37 +228,55 @@ class QueueSlots:
             await self._restore(consumer, error)
             return
         running = self._keeper.running if self._keeper is not None else None
+        on_message = self._services.on_message
         for delivery in deliveries:
             slot.delivery = delivery
+            if on_message is not None:
+                on_message()
             if running is not None:
                 running[delivery] = consumer
-            await self._handling.handle(delivery, consumer)
+            await self._handling.handle(delivery, consumer, slot)
             if running is not None:
                 running.pop(delivery, None)
             slot.delivery = None
 
-    def _end(self, error: TransportClosed) -> None:
-        """The transport was closed beneath the worker, which therefore leaves; `run` raises the error once."""
-        self._closed = error
-        self._stopping = True
-        self._on_closed()
+    async def _receive_spaced(self, consumer: Consumer, slot: Slot) -> list[Delivery]:
+        """Under a rate limit one slot at a time asks, and only when the next message may start."""
+        assert self._spacing is not None
+        async with self._turn:
+            await anyio.sleep(self._spacing.wait(self._services.clock.time()))
+            deliveries = list(await consumer.receive(1))
+            self._spacing.started(self._services.clock.time())
+        return deliveries
+
+    def _on_cancel(self, slot: Slot, why: Why) -> None:
+        if why != "leaving" and slot.work is not None:
+            services = self._services
+            services.alarms.add(partial(self._check_stuck, slot.work), services.clock.time() + CANCEL_GRACE)
+
+    def _check_stuck(self, work: Work) -> None:
+        topic = work.delivery.message.topic
+        if not work.over:
+            self._services.on_stuck(f"the handler of {topic} goes on {CANCEL_GRACE:g} s after it was cancelled")
+        elif work.thread is not None and work.thread.left_behind:
+            self._services.on_stuck(f"the thread of {topic} goes on {CANCEL_GRACE:g} s after its time limit")
 
     async def _abandon(self, slot: Slot) -> None:
-        """The handler was cancelled: by the loss of its lease, or because the worker leaves."""
-        delivery, consumer, slot.delivery = slot.delivery, slot.consumer, None
+        """The handler was cancelled: its time is up, its lease was lost, or the worker leaves."""
+        delivery, consumer, work = slot.delivery, slot.consumer, slot.work
+        slot.delivery = slot.work = None
         if delivery is None or consumer is None:
             return
         if self._keeper is not None:
             self._keeper.running.pop(delivery, None)
-        if slot.lost:
-            slot.lost = False
-            self._services.telemetry.lease_lost(delivery)
-            return
-        self._services.telemetry.stats.released += 1
         with CancelScope(shield=True), anyio.move_on_after(SETTLE_TIMEOUT):
-            await self._give_back(delivery, consumer)
+            if work is not None:
+                await self._handling.abandoned(work, slot.why or "leaving")
+            elif slot.why != "lost":
+                await self._give_back(delivery, consumer)
 
     async def _give_back(self, delivery: Delivery, consumer: Consumer) -> None:
+        self._services.telemetry.stats.released += 1
         try:
             await consumer.release(delivery)
         except TransportError as error:
@@ -181,8 +285,15 @@ class QueueSlots:
     def _on_lost(self, delivery: Delivery) -> None:
         for slot in self._slots:
             if slot.delivery is delivery:
-                slot.lost = True
-                slot.scope.cancel()
+                slot.cancel("lost")
+
+    # -- the transport ------------------------------------------------------------------------------------------
+
+    def _end(self, error: TransportClosed) -> None:
+        """The transport was closed beneath the worker, which therefore leaves; `run` raises the error once."""
+        self._closed = error
+        self._stopping = True
+        self._on_closed()
 
     async def _restore(self, broken: Consumer, error: TransportError) -> None:
         """Consume again after the broker refused; the first slot to notice does it for all."""

@@ -45,15 +45,17 @@ class Telemetry:
     def __init__(self) -> None:
         self.stats = Stats()
 
-    def retried(self, delivery: Delivery, envelope: Envelope, error: BaseException, limit: int, delay: float) -> None:
-        """A failure that will be tried again."""
+    def retried(
+        self, delivery: Delivery, envelope: Envelope, error: BaseException, attempts: int, delay: float
+    ) -> None:
+        """A failure that will be tried again, at most `attempts` times in all."""
         self.stats.failed += 1
         self.stats.retried += 1
         if log.isEnabledFor(logging.WARNING):
             fields = _fields("retried", delivery, envelope, attempt=envelope.attempt, delay=delay)
             log.warning(
                 "%s %s failed on attempt %d of %d, next in %.1f s: %s: %s",
-                *(delivery.message.topic, envelope.id, envelope.attempt, limit + 1, delay),
+                *(delivery.message.topic, envelope.id, envelope.attempt, attempts, delay),
                 *(type(error).__name__, text_of(error)),
                 extra=fields,
             )

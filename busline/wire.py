@@ -1,8 +1,9 @@
 """The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
 
-On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `correlation`,
-`causation`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields that this version does
-not know are kept when a message is sent on; a version that it does not know is refused, never guessed.
+On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `due`,
+`correlation`, `causation`, `key`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields
+that this version does not know are kept when a message is sent on; a version that it does not know is refused, never
+guessed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Envelope:
     """Of a call: after it nobody waits for the answer."""
     expires_at: float | None = None
     """Of a job or an event with a ttl: after it, it must not start."""
+    due_at: float | None = None
+    """When it could first be delivered, where that is not when it was sent: it was delayed, or is tried again."""
     correlation_id: str = ""
     """The id of the message at the root of the conversation."""
     causation_id: str | None = None
@@ -48,6 +51,8 @@ class Envelope:
     """Why it is a dead letter."""
     unknown: dict[str, Any] = field(default_factory=dict)
     """Fields of a later minor version, kept as they came."""
+    key: str | None = None
+    """The sender's idempotency key: messages with the same one ask for the same effect."""
 
     def encode(self) -> str:
         """The string that travels as `Message.meta`; fields that say nothing are left out."""
@@ -58,19 +63,23 @@ class Envelope:
             fields["deadline"] = self.deadline
         if self.expires_at is not None:
             fields["expires"] = self.expires_at
+        if self.due_at is not None:
+            fields["due"] = self.due_at
         if self.correlation_id and self.correlation_id != self.id:
             fields["correlation"] = self.correlation_id
         if self.causation_id:
             fields["causation"] = self.causation_id
+        if self.key:
+            fields["key"] = self.key
         if self.failure:
             fields["failure"] = self.failure
         if self.unknown:
             fields = {**self.unknown, **fields}
         return orjson.dumps(fields).decode()
 
-    def next_attempt(self) -> Envelope:
-        """The same message, to be tried once more."""
-        return replace(self, attempt=self.attempt + 1)
+    def next_attempt(self, due_at: float) -> Envelope:
+        """The same message, to be tried once more from `due_at`."""
+        return replace(self, attempt=self.attempt + 1, due_at=due_at)
 
     def dead(self, failure: dict[str, Any]) -> Envelope:
         """The same message as a dead letter: nobody waits for it and it does not expire."""
@@ -83,8 +92,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "attempt": int,
     "deadline": (int, float),
     "expires": (int, float),
+    "due": (int, float),
     "correlation": str,
     "causation": str,
+    "key": str,
     "failure": dict,
 }
 
@@ -100,16 +111,19 @@ def decode_envelope(message: Message, now: float) -> Envelope:
     ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
     if not ident or not 1 <= attempt <= MAX_ATTEMPT:
         raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
+    key = fields.pop("key", None)
     envelope = Envelope(
         ident,
         fields.pop("sent", now),
         attempt,
         fields.pop("deadline", None),
         fields.pop("expires", None),
+        fields.pop("due", None),
         fields.pop("correlation", ident),
         fields.pop("causation", None),
         fields.pop("failure", None),
         fields,
+        key,
     )
     if fields or envelope.failure:
         _check_nesting(envelope)

@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio import CapacityLimiter, create_task_group
+from anyio import create_task_group
 from anyio.abc import TaskGroup
 
 from busline.errors import BuslineError, ConfigurationError
 from busline.handling import Services
 from busline.message import Delivery
 from busline.registry import Plan, QueuePlan
+from busline.running import Alarm
 from busline.slots import QueueSlots
 from busline.telemetry import log
 from busline.wheel import Wheel
@@ -37,25 +38,51 @@ class Worker:
     """Consumes while it is entered. Made by `Bus.worker`; may be entered once."""
 
     def __init__(
-        self, plan: Plan, services: Services, *, concurrency: int, prefetch: int, drain_timeout: float
+        self,
+        plan: Plan,
+        services: Services,
+        *,
+        concurrency: int,
+        prefetch: int,
+        drain_timeout: float,
+        rate_share: float = 1.0,
     ) -> None:
+        services.notify = self._announce
+        services.alarms = Wheel(services.clock, _ring)
         self._queues = [
-            QueueSlots(queue, services, count=concurrency, prefetch=prefetch, on_closed=self.stop)
+            QueueSlots(
+                queue,
+                services,
+                count=concurrency,
+                prefetch=prefetch,
+                rate_share=rate_share,
+                on_closed=self.stop,
+            )
             for queue in plan.queues.values()
         ]
         self._services = services
-        services.threads = CapacityLimiter(max(1, concurrency * len(self._queues)))
-        services.notices = Wheel(services.clock, self._announce)
+        services.threads.total_tokens = max(1, sum(queue.count for queue in self._queues))
         self._drain_timeout = drain_timeout
         self._started: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._tasks: TaskGroup | None = None
+        self._retire = anyio.Event()
         self._stop = anyio.Event()
 
     @property
     def queues(self) -> Sequence[QueuePlan]:
         """What it serves."""
         return [queue.plan for queue in self._queues]
+
+    @property
+    def paused(self) -> dict[str, list[str]]:
+        """Queues that are not consumed at the moment, and why."""
+        return {queue.plan.spec.name: list(queue.gate.reasons.values()) for queue in self._queues if queue.gate.reasons}
+
+    @property
+    def shortest_lease(self) -> float | None:
+        """Seconds that the messages of this worker stay ours without a sign of life; None = no limit."""
+        return min((queue.lease for queue in self._queues if queue.lease is not None), default=None)
 
     @property
     def running(self) -> int:
@@ -85,8 +112,14 @@ class Worker:
         self.stop()
         await self.wait()
 
+    def retire(self) -> None:
+        """Take no further message, and leave when all that runs has ended, however long that takes; `stop` and
+        `abort` end the patience."""
+        self._retire.set()
+
     def stop(self) -> None:
         """Begin to leave; `wait` returns when that is done. May be called again, and from a signal handler."""
+        self._retire.set()
         self._stop.set()
 
     def abort(self) -> None:
@@ -125,10 +158,10 @@ class Worker:
             await self._close()
 
     async def _leave(self, tasks: TaskGroup) -> None:
-        await self._stop.wait()
+        await self._retire.wait()
         for queue in self._queues:
             await queue.stop_fetching()
-        if await self._settled(self._drain_timeout):
+        if await self._ended_before_stop() or await self._settled(self._drain_timeout):
             return
         log.warning(
             "%d handlers still run after %.0f s and are cancelled",
@@ -140,6 +173,20 @@ class Worker:
         if not await self._settled(CANCEL_TIMEOUT):
             tasks.cancel_scope.cancel()
 
+    async def _ended_before_stop(self) -> bool:
+        """Wait for everything to end; False as soon as the worker is told to stop."""
+        async with create_task_group() as race:
+            race.start_soon(self._stopped, race.cancel_scope, name="busline stop")
+            for queue in self._queues:
+                await queue.ended.wait()
+            race.cancel_scope.cancel()
+            return True
+        return False
+
+    async def _stopped(self, patience: anyio.CancelScope) -> None:
+        await self._stop.wait()
+        patience.cancel()
+
     async def _settled(self, timeout: float) -> bool:
         with anyio.move_on_after(timeout):
             for queue in self._queues:
@@ -148,7 +195,7 @@ class Worker:
         return False
 
     async def _close(self) -> None:
-        self._services.notices.close()
+        self._services.alarms.close()
         for queue in self._queues:
             try:
                 await queue.aclose()
@@ -166,6 +213,10 @@ class Worker:
             await self._services.transport.reply(message.reply_to or "", reply_to(message, "started", b"null"))
         except BuslineError as error:
             log.info("a start could not be reported: %s", error, extra={"event": "notice_failed"})
+
+
+def _ring(alarm: Alarm) -> None:
+    alarm()
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -22,8 +22,28 @@ LAYERS = [
     ("values", {"errors", "message", "topics", "clock"}),
     ("ports", {"codec", "transports.base"}),
     # `transports` itself only maps a scheme to the name of a driver, which it loads when a URL asks for it.
-    ("decisions", {"wire", "retry", "outcome", "binding", "context", "registry", "wheel", "transports"}),
-    ("engines", {"telemetry", "calls", "lease", "handling", "slots", "worker"}),
+    (
+        "decisions",
+        {
+            "wire",
+            "retry",
+            "options",
+            "limits",
+            "outcome",
+            "binding",
+            "context",
+            "registry",
+            "routes",
+            "replies",
+            "wheel",
+        }
+        | {"transports"},
+    ),
+    (
+        "engines",
+        {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running"}
+        | {"settling", "handling", "slots", "worker", "dead_letters"},
+    ),
     ("façade", {"bus", "router", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]

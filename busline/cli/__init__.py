@@ -1,4 +1,4 @@
-"""The command line: `busline worker|call|send|publish|handlers`. Nothing here is imported by `import busline`."""
+"""The command line: `busline worker|call|send|publish|dlq|handlers`. Nothing here is imported by `import busline`."""
 
 from busline.cli.app import main
 

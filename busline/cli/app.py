@@ -13,6 +13,7 @@ import typer
 
 from busline.cli import handlers, logs, verbs, worker
 from busline.cli.demo import demo
+from busline.cli.dlq import dlq
 from busline.cli.exits import Exit, exit_for, legend
 from busline.cli.terminal import complain, say
 
@@ -31,6 +32,7 @@ app.command()(verbs.call)
 app.command()(verbs.send)
 app.command()(verbs.publish)
 app.command()(handlers.handlers)
+app.add_typer(dlq)
 app.command()(demo)
 
 

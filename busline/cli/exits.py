@@ -28,6 +28,9 @@ class Exit(IntEnum):
     TIMEOUT = 6
     NO_HANDLER = 7
     ABORTED = 8
+    STUCK = 9
+    BLOCKED = 10
+    RECYCLED = 11
     INTERRUPTED = 130
 
     @property
@@ -46,6 +49,9 @@ _MEANINGS = {
     Exit.TIMEOUT: "no answer in time",
     Exit.NO_HANDLER: "nobody handles it, or there is nothing to serve",
     Exit.ABORTED: "a worker left without finishing its work",
+    Exit.STUCK: "a worker process had a handler that cannot be ended",
+    Exit.BLOCKED: "a worker process whose event loop a handler has blocked",
+    Exit.RECYCLED: "a worker process had done its share",
     Exit.INTERRUPTED: "Ctrl-C",
 }
 

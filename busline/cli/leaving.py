@@ -4,6 +4,8 @@ asked once          drain: stop fetching, finish what runs, leave
 asked twice         abort: cancel what runs, give its messages back, leave
 asked three times   end at once; the broker sees a dead process and gives its messages to others
 it doesn't leave    a thread ends the process: the event loop may be blocked, or a plain function may never return
+a handler is stuck  abort, and end soon: what can be given back is, and the rest comes back as a dead process's
+the loop is blocked the same thread ends the process before its leases do
 """
 
 from __future__ import annotations
@@ -11,14 +13,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import threading
-import time
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from types import FrameType
 
 from busline.cli.exits import Exit
+from busline.cli.watchdog import Watchdog, end
 from busline.telemetry import log
 from busline.worker import CANCEL_TIMEOUT, Worker
 
@@ -28,6 +28,15 @@ ABORT_PATIENCE = 3.0
 """Seconds that an aborted worker has to leave by itself."""
 LAST_PATIENCE = 1.0
 """Seconds that threads which still run have once the worker has left."""
+STUCK_PATIENCE = 2.0
+"""Seconds for giving back what others than a stuck handler work on."""
+LONGEST_BLOCK = 5.0
+"""Seconds after which a loop counts as blocked, unless its leases are shorter than twice that."""
+
+
+def default_block_timeout(shortest_lease: float | None) -> float:
+    """Seconds after which a loop counts as blocked: early enough for its process to end before its leases do."""
+    return LONGEST_BLOCK if shortest_lease is None else min(LONGEST_BLOCK, shortest_lease / 2)
 
 
 def patience(drain_timeout: float) -> float:
@@ -35,52 +44,32 @@ def patience(drain_timeout: float) -> float:
     return drain_timeout + CANCEL_TIMEOUT + MARGIN
 
 
-class Watchdog:
-    """A thread that ends the process when its time is up, even if nothing else in it makes progress."""
-
-    def __init__(self) -> None:
-        # Signal handlers give orders, and SimpleQueue.put is the one hand-over that they may interrupt anywhere.
-        self._orders: SimpleQueue[tuple[float, Exit]] = SimpleQueue()
-
-    def start(self) -> None:
-        """Begin to watch."""
-        threading.Thread(target=self._watch, name="busline watchdog", daemon=True).start()
-
-    def end_within(self, seconds: float, code: Exit) -> None:
-        """End the process with `code` unless it has ended by itself by then. The earliest order counts."""
-        self._orders.put((time.monotonic() + seconds, code))
-
-    def _watch(self) -> None:
-        ends_at, code = self._orders.get()
-        with suppress(Empty):
-            while True:
-                order = self._orders.get(timeout=max(0.0, ends_at - time.monotonic()))
-                ends_at, code = min((ends_at, code), order)
-        end(code)
-
-
-def end(code: Exit) -> None:
-    """End the process here and now, without waiting for its threads."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            stream.flush()
-    os._exit(code)
-
-
 class Leaving:
     """Takes requests to leave, from signals and from the parent's death, and passes them on to the worker."""
 
-    def __init__(self, drain_timeout: float) -> None:
+    def __init__(self, drain_timeout: float, block_timeout: float | None = None) -> None:
         self._patience = patience(drain_timeout)
+        self._block_timeout = block_timeout
         self._watchdog = Watchdog()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[object] | None = None
         self._worker: Worker | None = None
         self.requests = 0
         """How often it was asked."""
+        self._stuck = False
+        self._retiring = False
+
+    @property
+    def code(self) -> Exit:
+        """With what a worker ends that has left in good order."""
+        if self._stuck:
+            return Exit.STUCK
+        if self._retiring and not self.requests:
+            return Exit.RECYCLED
+        return Exit.OK if self.requests < 2 else Exit.ABORTED
 
     def watch(self, lifeline: int | None) -> None:
-        """Begin, before anything that takes time. `lifeline` is a pipe that ends when the parent process does."""
+        """Begin, before anything that takes time. `lifeline` is a stream that ends when the parent process does."""
         self._watchdog.start()
         if lifeline is not None:
             os.set_inheritable(lifeline, False)
@@ -95,11 +84,37 @@ class Leaving:
             signal.signal(number, self._on_signal)
 
     def serving(self, worker: Worker) -> None:
-        """The worker is entered: a request now drains it."""
+        """The worker is entered: a request now drains it, and its loop has to turn."""
         self._worker = worker
+        limit = self._block_timeout
+        if limit is None:
+            limit = default_block_timeout(worker.shortest_lease)
+        if limit > 0:
+            self._watchdog.guard(limit)
+        if self._retiring:
+            worker.retire()
+
+    def retire(self, why: str) -> None:
+        """The process has done its share: finish what runs, however long that takes, and leave."""
+        self._retiring = True
+        log.info("retiring after %s; what runs is finished", why, extra={"event": "retiring"})
+        if self._worker is not None:
+            self._worker.retire()
+
+    def stuck(self, what: str) -> None:
+        """A handler cannot be ended, as `what` says: give back what the others work on, and end."""
+        if self._stuck:
+            return
+        self._stuck = True
+        log.critical("%s, so this process ends", what, extra={"event": "stuck"})
+        self._watchdog.end_within(STUCK_PATIENCE, Exit.STUCK)
+        if self._worker is not None:
+            self._worker.abort()
 
     def left(self, code: Exit) -> Exit:
         """The worker has left: from here on the process ends soon, with `code`, whatever its threads still do."""
+        code = Exit.STUCK if self._stuck else code
+        self._watchdog.unguard()
         self._watchdog.end_within(LAST_PATIENCE, code)
         return code
 

@@ -1,8 +1,11 @@
-"""The parent of several worker processes: starts them, replaces the dead, passes signals on, leaves none behind.
+"""The parent of worker processes: starts them, replaces the dead, passes signals on, leaves none behind.
 
-The parent holds the writing end of a pipe, the lifeline, and nothing else of the bus. Each child holds the reading
-end: when the parent dies, in whatever way, the pipe ends and the children leave. Children are in sessions of their
-own, so that a terminal's Ctrl-C reaches the parent only and each child is told once.
+Between the parent and each child is a stream, the lifeline: when the parent dies, in whatever way, it ends and the
+child leaves; on it the child tells that it is ready, or that it retires. Children are in sessions of their own, so
+that a terminal's Ctrl-C reaches the parent only and each child is told once.
+
+The first child starts alone and shows what is served, or what is wrong; the others follow when it is ready. Until then
+a child that ends by itself ends the command with its own exit code: what has never worked is not repeated.
 """
 
 from __future__ import annotations
@@ -10,18 +13,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
+from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from busline.cli.exits import Exit
 from busline.cli.leaving import ABORT_PATIENCE
+from busline.cli.lifeline import READY, RETIRING
 from busline.telemetry import log
 
 FATAL = frozenset({Exit.USAGE, Exit.NO_APP, Exit.CONFIGURATION, Exit.NO_HANDLER})
 """Codes with which every further child would end, too."""
 KILL_MARGIN = 2.0
 """Seconds that children which end themselves have beyond their own time, before they are killed."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAST_NEWS = 1.0
+"""Seconds for reading what a child said before it ended."""
 
 
 class BackOff:
@@ -39,65 +48,134 @@ class BackOff:
         return pause
 
 
-class Supervisor:
-    """Keeps `processes` children running. `command` makes their command line, given the lifeline's descriptor.
+class Child:
+    """One worker process, and what it tells."""
 
-    `patience` is how many seconds a child has to leave when told to. Run once.
+    def __init__(self, process: Process, lifeline: socket.socket) -> None:
+        self._process = process
+        self._lifeline = lifeline
+        self._started_at = time.monotonic()
+        self.pid = process.pid
+        self.replaceable = asyncio.Event()
+        """It has ended, or retires."""
+        self.ended = asyncio.Event()
+        self.code: int | None = None
+        """Its exit code, negative for a signal; None while it lives."""
+
+    @property
+    def retires(self) -> bool:
+        """It has done its share, and at most finishes what it has."""
+        return self.code is None or self.code == Exit.RECYCLED
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._started_at
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has just ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    async def live(self, on_ready: Callable[[], None]) -> int:
+        """Listen to it until it has ended; returns its exit code."""
+        listening = asyncio.create_task(self._listen(on_ready), name=f"busline lifeline {self.pid}")
+        try:
+            self.code = await self._process.wait()
+            await asyncio.wait([listening], timeout=LAST_NEWS)
+            return self.code
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+            self._lifeline.close()
+            self.ended.set()
+            self.replaceable.set()
+
+    async def _listen(self, on_ready: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            while news := await loop.sock_recv(self._lifeline, 64):
+                if READY in news:
+                    on_ready()
+                if RETIRING in news:
+                    self.replaceable.set()
+
+
+class Supervisor:
+    """Keeps `processes` children running, each with a command line made by `command(lifeline, first)`.
+
+    `lifeline` is a descriptor; `first` says that no child has been ready before. `patience` is how many seconds a
+    child has to leave when told to. Run once.
     """
 
-    def __init__(self, command: Callable[[int], Sequence[str]], *, processes: int, patience: float) -> None:
+    def __init__(self, command: Callable[[int, bool], Sequence[str]], *, processes: int, patience: float) -> None:
         self._command = command
         self._processes = processes
         self._patience = patience
-        self._children: set[int] = set()
+        self._children: set[Child] = set()
         self._signals = 0
+        self._begun = asyncio.Event()
+        """A child has been ready, or none will be."""
         self._stop = asyncio.Event()
         self._last_codes: list[int] = []
-        self._fatal: Exit | None = None
+        self._fatal: int | None = None
 
-    async def run(self) -> Exit:
-        """Until told to stop by SIGTERM or SIGINT, or until a child says that none can ever start."""
+    async def run(self) -> int:
+        """Until told to stop by SIGTERM or SIGINT, or until a child says that none can ever start; the exit code."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        reading, writing = os.pipe()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for child in range(self._processes):
-                    group.create_task(self._keep(reading), name=f"busline process {child}")
-        finally:
-            os.close(writing)
-            os.close(reading)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: _call_in(loop, self._on_signal))
+        async with asyncio.TaskGroup() as group:
+            for place in range(self._processes):
+                group.create_task(self._keep(place), name=f"busline place {place}")
+        for number in SIGNALS:  # a handler would be undone by Python's end, and one more signal would then kill us
+            signal.signal(number, signal.SIG_IGN)
         return self._verdict()
 
-    async def _keep(self, lifeline: int) -> None:
-        """One child after the other."""
+    async def _keep(self, place: int) -> None:
+        """One child after the other; the next one starts when the last has ended, or when it retires."""
+        if place > 0:
+            await self._begun.wait()
         back_off = BackOff()
-        while not self._stop.is_set():
-            started_at = time.monotonic()
-            pid, code = await self._live(lifeline)
-            if self._stop.is_set():
-                self._last_codes.append(code)
-            elif code in FATAL:
-                self._give_up(Exit(code))
-            else:
-                pause = back_off.after(time.monotonic() - started_at)
-                _report(pid, code, pause)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), pause)
+        retiring: Child | None = None
+        async with asyncio.TaskGroup() as lives:
+            while not self._stop.is_set():
+                child = await self._start()
+                lives.create_task(self._attend(child), name=f"busline process {child.pid}")
+                await child.replaceable.wait()
+                if not child.retires:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), back_off.after(child.lived))
+                    continue
+                if retiring is not None:  # so that a place never has more than two processes
+                    await retiring.ended.wait()
+                retiring = child
 
-    async def _live(self, lifeline: int) -> tuple[int, int]:
-        """One child's life; returns its process id and its exit code, negative for a signal."""
-        child = await asyncio.create_subprocess_exec(
-            *self._command(lifeline), stdin=asyncio.subprocess.DEVNULL, pass_fds=(lifeline,), start_new_session=True
-        )
-        self._children.add(child.pid)
-        try:
-            if self._stop.is_set():  # told so while the child was being made
-                _kill(child.pid, signal.SIGTERM)
-            return child.pid, await child.wait()
-        finally:
-            self._children.discard(child.pid)
+    async def _start(self) -> Child:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            lifeline = theirs.fileno()
+            command = self._command(lifeline, not self._begun.is_set())
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, pass_fds=(lifeline,), start_new_session=True
+            )
+        child = Child(process, ours)
+        self._children.add(child)
+        return child
+
+    async def _attend(self, child: Child) -> None:
+        """One child's life, and what follows from its end."""
+        if self._stop.is_set():  # told so while the child was being made
+            child.signal(signal.SIGTERM)
+        code = await child.live(self._begun.set)
+        self._children.discard(child)
+        if self._stop.is_set():
+            self._last_codes.append(code)
+        elif code in FATAL or (code > 0 and not self._begun.is_set()):
+            self._give_up(code)
+        else:
+            _report(child.pid, code)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -110,37 +188,45 @@ class Supervisor:
 
     def _tell_all(self, patience: float) -> None:
         self._stop.set()
+        self._begun.set()
         self._signal_all(signal.SIGTERM)
         asyncio.get_running_loop().call_later(patience + KILL_MARGIN, self._signal_all, signal.SIGKILL)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        for pid in self._children:
-            _kill(pid, number)
+        for child in self._children:
+            child.signal(number)
 
-    def _give_up(self, code: Exit) -> None:
+    def _give_up(self, code: int) -> None:
         """A child has said what is wrong; another one would say the same."""
         self._fatal = code
         self._tell_all(self._patience)
 
-    def _verdict(self) -> Exit:
+    def _verdict(self) -> int:
         if self._fatal is not None:
             return self._fatal
         # A child that was told to stop before it had begun dies of the signal: nothing was lost by that.
-        codes = set(self._last_codes) - {Exit.OK, -signal.SIGTERM}
+        codes = set(self._last_codes) - {Exit.OK, Exit.RECYCLED, -signal.SIGTERM}
         if codes & {Exit.ABORTED, -signal.SIGKILL}:
             return Exit.ABORTED
         return Exit.FAILED if codes else Exit.OK
 
 
-def _kill(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it has just ended
-        os.kill(pid, number)
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # it is closed: the process is ending anyway
+        loop.call_soon_threadsafe(function)
 
 
-def _report(pid: int, code: int, pause: float) -> None:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def _report(pid: int, code: int) -> None:
+    if code == Exit.RECYCLED:
+        log.info("worker process %d has retired", pid, extra={"event": "recycled", "child": pid})
+        return
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}{_meaning(code)}"
     log.warning(
-        "worker process %d %s; another one starts in %.1f s",
-        *(pid, how, pause),
+        "worker process %d %s and is replaced",
+        *(pid, how),
         extra={"event": "process_died", "child": pid, "exit_code": code},
     )
+
+
+def _meaning(code: int) -> str:
+    return f" ({Exit(code).meaning})" if code in set(Exit) else ""

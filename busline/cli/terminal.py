@@ -40,6 +40,11 @@ def show_json(value: Any) -> None:
     Console().print_json(orjson.dumps(value).decode())
 
 
+def indented(value: Any) -> str:
+    """A value's JSON over several lines."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns: fitted to a terminal's width, or aligned with spaces, one line a row."""
     if not sys.stdout.isatty():

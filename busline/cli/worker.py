@@ -1,11 +1,14 @@
-"""`busline worker`: serve a bus, in this process or in several that a supervisor keeps alive."""
+"""`busline worker`: serve a bus in processes that a small parent keeps alive, or in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
@@ -16,8 +19,10 @@ from busline.cli.describe import plan_of, served, where
 from busline.cli.exits import Exit, Failure, exit_for
 from busline.cli.handlers import App
 from busline.cli.leaving import Leaving, patience
+from busline.cli.lifeline import READY, RETIRING, Lifeline
 from busline.cli.load import load_bus
 from busline.cli.logs import Level, configure
+from busline.cli.recycling import MEGABYTE, Recycling, resident_memory
 from busline.cli.supervisor import Supervisor
 from busline.cli.terminal import say, show_table
 
@@ -30,78 +35,149 @@ class Options:
     concurrency: int
     processes: int
     drain_timeout: float
+    block_timeout: float | None
+    max_messages: int | None
+    max_memory: int | None
     log_level: Level
+    verbose: bool
 
-    def child_command(self, lifeline: int) -> list[str]:
-        """The command that runs one of several processes, which ends when the pipe `lifeline` does."""
-        return [
-            *(sys.executable, "-m", "busline", "--log-level", self.log_level.value),
-            *("worker", self.app, "--concurrency", str(self.concurrency)),
-            *("--drain-timeout", str(self.drain_timeout), "--lifeline", str(lifeline)),
-        ]
+    def child_command(self, lifeline: int, first: bool) -> list[str]:
+        """The command that runs one of the processes, which ends when the stream `lifeline` does."""
+        given = {
+            "--concurrency": self.concurrency,
+            "--processes": self.processes,
+            "--drain-timeout": self.drain_timeout,
+            "--block-timeout": self.block_timeout,
+            "--max-messages-per-process": self.max_messages,
+            "--max-memory-per-process": self.max_memory,
+            "--lifeline": lifeline,
+        }
+        words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        flags = [*(["--announce"] if first else []), *(["-v"] if self.verbose else [])]
+        shared = [sys.executable, "-m", "busline", "--log-level", self.log_level.value]
+        return [*shared, "worker", self.app, *words, *flags]
+
+
+Concurrency = Annotated[int, typer.Option(min=1, help="Messages at a time, per queue and process.")]
+Processes = Annotated[
+    int, typer.Option(min=0, help="Worker processes; a dead one is replaced. 0: serve in this one, for debuggers.")
+]
+DrainTimeout = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that running handlers have to finish when told to stop.")
+]
+BlockTimeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        show_default="half a lease, at most 5",
+        help="Seconds without a turn of the event loop after which a process is replaced. 0: never.",
+    ),
+]
+MaxMessages = Annotated[
+    int | None, typer.Option(min=1, help="A process that has taken so many finishes them and is replaced.")
+]
+MaxMemory = Annotated[
+    int | None, typer.Option(min=1, help="A process that uses more MB finishes its work and is replaced.")
+]
 
 
 def worker(
     context: typer.Context,
     app: App,
-    concurrency: Annotated[int, typer.Option(min=1, help="Messages at a time, per queue and process.")] = 10,
-    processes: Annotated[int, typer.Option(min=1, help="Worker processes; a dead one is replaced.")] = 1,
-    drain_timeout: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that running handlers have to finish when told to stop.")
-    ] = 25.0,
+    concurrency: Concurrency = 10,
+    processes: Processes = 1,
+    drain_timeout: DrainTimeout = 25.0,
+    block_timeout: BlockTimeout = None,
+    max_messages_per_process: MaxMessages = None,
+    max_memory_per_process: MaxMemory = None,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
+    announce: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the handlers and subscribers of a bus until told to stop.
 
     SIGTERM or Ctrl-C: take no further message, finish what runs, leave; a second one gives back what runs and leaves
-    at once. The broker is the one that the bus was made with; without a URL that is $BUSLINE_URL, else
-    sqlite:///busline.db in the current folder.
+    at once. A small parent process starts the worker processes and replaces those that die, block or are stuck; with
+    --processes 0 there is none, and a debugger can be attached. Rate limits hold for all processes together. The
+    broker is the one that the bus was made with; without a URL that is $BUSLINE_URL, else sqlite:///busline.db in the
+    current folder.
     """
     level = context.obj or Level.INFO
     configure(level)
-    options = Options(app, concurrency, processes, drain_timeout, level)
-    raise typer.Exit(_supervise(options) if processes > 1 else _serve(options, lifeline))
+    verbose = bool(context.parent and context.parent.params.get("verbose"))
+    recycling = (max_messages_per_process, max_memory_per_process)
+    options = Options(app, concurrency, processes, drain_timeout, block_timeout, *recycling, level, verbose)
+    if processes == 0 or lifeline is not None:
+        raise typer.Exit(_serve(options, lifeline, announce=announce or lifeline is None))
+    supervisor = Supervisor(options.child_command, processes=processes, patience=patience(drain_timeout))
+    raise typer.Exit(asyncio.run(supervisor.run()))
 
 
-def _serve(options: Options, lifeline: int | None) -> Exit:
-    """Serve in this process; with a lifeline it is one of several, and its parent has announced what is served."""
-    leaving = Leaving(options.drain_timeout)
+def _serve(options: Options, lifeline: int | None, *, announce: bool) -> Exit:
+    """Serve in this process; with a lifeline it has a parent."""
+    leaving = Leaving(options.drain_timeout, options.block_timeout)
     leaving.watch(lifeline)
     bus = load_bus(options.app)
     plan_of(options.app, bus)
-    if lifeline is None:
+    _check(options, bus)
+    if announce:
         _announce(options, bus)
     try:
-        return asyncio.run(_consume(options, bus, leaving))
+        return asyncio.run(_consume(options, bus, leaving, Lifeline(lifeline)))
     except asyncio.CancelledError:
         if not leaving.requests:
             raise
         return leaving.left(Exit.OK)  # told to stop before it had begun
 
 
-async def _consume(options: Options, bus: Bus, leaving: Leaving) -> Exit:
+def _check(options: Options, bus: Bus) -> None:
+    if options.processes > 1 and bus.url.startswith("memory:"):
+        raise Failure(Exit.CONFIGURATION, "memory:// lives within one process: use another broker, or --processes 1")
+    used = resident_memory() / MEGABYTE
+    if options.max_memory is not None and used >= options.max_memory:
+        raise Failure(
+            Exit.CONFIGURATION,
+            f"--max-memory-per-process {options.max_memory} is less than the {used:.0f} MB that {options.app} takes "
+            "before its first message",
+        )
+
+
+async def _consume(options: Options, bus: Bus, leaving: Leaving, lifeline: Lifeline) -> Exit:
     leaving.connecting()
+    recycling = Recycling(options.max_messages, options.max_memory, partial(_retire, leaving, lifeline))
     try:
-        async with bus.worker(concurrency=options.concurrency, drain_timeout=options.drain_timeout) as entered:
+        async with (
+            _beside(recycling.run()),
+            bus.worker(
+                concurrency=options.concurrency,
+                drain_timeout=options.drain_timeout,
+                rate_share=1 / max(1, options.processes),
+                on_stuck=leaving.stuck,
+                on_message=recycling.on_message,
+            ) as entered,
+        ):
             leaving.serving(entered)
+            lifeline.tell(READY)
             say(f"ready (process {os.getpid()})")
             await entered.wait()
     except Exception as error:
         leaving.left(exit_for(error))
         raise
-    return leaving.left(Exit.OK if leaving.requests < 2 else Exit.ABORTED)
+    return leaving.left(leaving.code)
 
 
-def _supervise(options: Options) -> Exit:
-    bus = load_bus(options.app)
-    plan_of(options.app, bus)
-    if bus.url.startswith("memory:"):
-        raise Failure(Exit.CONFIGURATION, "memory:// lives within one process: use another broker, or --processes 1")
-    _announce(options, bus)
-    supervisor = Supervisor(
-        options.child_command, processes=options.processes, patience=patience(options.drain_timeout)
-    )
-    return asyncio.run(supervisor.run())
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name="busline recycling")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _retire(leaving: Leaving, lifeline: Lifeline, why: str) -> None:
+    lifeline.tell(READY + RETIRING)  # the first message may be taken before this process has said that it is ready
+    leaving.retire(why)
 
 
 def _announce(options: Options, bus: Bus) -> None:
@@ -112,4 +188,4 @@ def _announce(options: Options, bus: Bus) -> None:
 
 
 def _processes(number: int) -> str:
-    return "one process" if number == 1 else f"each of {number} processes"
+    return f"each of {number} processes" if number > 1 else "one process" if number else "this process"

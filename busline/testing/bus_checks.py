@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from busline.testing import checks_bus_calls, checks_bus_events, checks_bus_jobs, checks_bus_workers
+from busline.testing import (
+    checks_bus_calls,
+    checks_bus_events,
+    checks_bus_jobs,
+    checks_bus_limits,
+    checks_bus_semantics,
+    checks_bus_workers,
+)
 from busline.testing.harness import Harness
 
 BusCheck = Callable[[Harness], Awaitable[None]]
@@ -12,5 +19,8 @@ BusCheck = Callable[[Harness], Awaitable[None]]
 
 def all_bus_checks() -> Sequence[BusCheck]:
     """Every `check_…` of the bus modules, in the order in which they stand there."""
-    modules = (checks_bus_calls, checks_bus_jobs, checks_bus_events, checks_bus_workers)
+    modules = (
+        *(checks_bus_calls, checks_bus_jobs, checks_bus_events, checks_bus_workers),
+        *(checks_bus_semantics, checks_bus_limits),
+    )
     return [value for module in modules for name, value in vars(module).items() if name.startswith("check_")]

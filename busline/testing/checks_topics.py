@@ -83,10 +83,18 @@ async def check_patterns_are_exact(h: Harness) -> str | None:
 
 
 async def check_publishing_to_nobody_is_fine(h: Harness) -> None:
-    """An event that nobody is bound to is accepted, and gone."""
+    """An event that nobody is bound to is accepted, and gone; `publish` says so, and says when somebody is bound."""
     topic = h.unique("nobody.listens")
-    async with client(h) as transport:
-        await prompt(transport.publish(topic, Message(topic, b"1")))
+    async with line(h) as one, client(h) as transport:
+        for _ in range(2):
+            assert await prompt(transport.publish(topic, Message(topic, b"1"), Message(topic, b"2"))) is False
+        if one.limits.fanout:
+            await one.transport.attach(_events(one.queue, topic))
+            assert await prompt(transport.publish(topic, Message(topic, b"3"))) is True
+            assert await drain(h, one.consumer, 1) == [b"3"]
+            await one.transport.attach(_events(one.queue))
+            assert await prompt(transport.publish(topic, Message(topic, b"4"))) is False
+        await nothing_comes(h, one.consumer)
 
 
 async def check_a_late_binder_gets_nothing_old(h: Harness) -> str | None:
@@ -126,8 +134,9 @@ async def check_a_topic_is_no_pattern(h: Harness) -> None:
         await owner.transport.publish(topic, Message(topic, b"event"))
         await nothing_comes(h, owner.consumer)
         if owner.limits.fanout:
-            await owner.transport.attach(_events(owner.queue, topic))
-            await raises(NoHandler, owner.transport.send(ToTopic(topic), Message(topic, b"call")))
+            bound = h.unique("orders.created")
+            await owner.transport.attach(_events(owner.queue, bound))
+            await raises(NoHandler, owner.transport.send(ToTopic(bound), Message(bound, b"call")))
 
 
 async def check_attaching_twice_changes_nothing(h: Harness) -> None:
@@ -141,17 +150,17 @@ async def check_attaching_twice_changes_nothing(h: Harness) -> None:
         assert await drain(h, one.consumer, 2) == [b"1", b"2"]
 
 
-async def check_attaching_replaces_topics_and_patterns(h: Harness) -> None:
-    """The topics and patterns of a queue are exactly those that it was attached with last."""
+async def check_attaching_adds_topics_and_replaces_patterns(h: Harness) -> None:
+    """An older worker that attaches again cuts no newer topic off; patterns are those of the last."""
     old, new, event = h.unique("old"), h.unique("new"), h.unique("event")
     async with line(h, topics=frozenset({old})) as one:
         patterns = frozenset({event} if one.limits.fanout else ())
-        await one.transport.attach(replace(one.spec, patterns=patterns))
-        await one.transport.attach(replace(one.spec, topics=frozenset({new})))
-        await raises(NoHandler, one.transport.send(ToTopic(old), Message(old, b"old")))
+        await one.transport.attach(replace(one.spec, topics=frozenset({old, new}), patterns=patterns))
+        await one.transport.attach(replace(one.spec, topics=frozenset({old})))
+        await one.transport.send(ToTopic(old), Message(old, b"old"))
         await one.transport.send(ToTopic(new), Message(new, b"new"))
         await one.transport.publish(event, Message(event, b"event"))
-        assert await drain(h, one.consumer, 1) == [b"new"]
+        assert sorted(await drain(h, one.consumer, 2)) == [b"new", b"old"]
 
 
 async def check_a_topic_of_another_service_is_refused(h: Harness) -> None:

@@ -1,8 +1,8 @@
 """All driver checks, and how to run one.
 
 A check is `async def check_<sentence>(h: Harness)`; its docstring is the rule. It raises `AssertionError` where the
-rule is broken. It returns None where the behaviour was seen, and the name of the `Limits` field (or "inspectable")
-where the transport does not offer it; then the check has seen that it says so.
+rule is broken. It returns None where the behaviour was seen, and the name of the `Limits` or
+`QueueSpec` field (or "inspectable") where the transport does not offer it; then the check has seen that it says so.
 
 Running all of them over a transport of your own:
 
@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable
 from busline.testing import (
     checks_delay,
     checks_delivery,
+    checks_expiry,
     checks_failure,
     checks_inbox,
     checks_inspect,
     checks_leases,
     checks_lifecycle,
+    checks_options,
     checks_topics,
 )
 from busline.testing.harness import Harness
@@ -33,7 +35,9 @@ _MODULES = (
     checks_delivery,
     checks_leases,
     checks_delay,
+    checks_expiry,
     checks_topics,
+    checks_options,
     checks_inbox,
     checks_failure,
     checks_inspect,

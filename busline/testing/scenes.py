@@ -23,11 +23,15 @@ SOON = Retry(max_retries=2, first=0.01, factor=1.0, jitter=False)
 
 
 class Question(BaseModel):
+    """What checks ask."""
+
     number: int
     text: str = "ünïcode ✓"
 
 
 class Answer(BaseModel):
+    """What they are answered."""
+
     number: int
 
 
@@ -44,13 +48,13 @@ async def eventually(condition: Callable[[], Any], patience: float = PATIENCE) -
         await asyncio.sleep(0.005)
 
 
-async def raised(kind: type[Exception], awaitable: Awaitable[Any]) -> Any:
+async def raised(kind: type[Exception] | tuple[type[Exception], ...], awaitable: Awaitable[Any]) -> Any:
     """The error of this kind that awaiting raises."""
     try:
         value = await awaitable
     except kind as error:
         return error
-    raise AssertionError(f"{kind.__name__} was not raised, but {value!r} returned")
+    raise AssertionError(f"{kind} was not raised, but {value!r} returned")
 
 
 @asynccontextmanager

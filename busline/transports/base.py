@@ -115,6 +115,10 @@ class Transport(Protocol):
         queue of the same service owned moves here. A topic is otherwise never taken from a queue: an older worker
         that attaches after a newer one must not cut the newer one's topics off. `create=False` changes nothing and
         raises `QueueNotFound` if there is no such queue. Returns what THIS queue can do.
+
+        `max_length` and `max_priority` are kept by the broker, so they hold for clients that never attached; other
+        ones replace them and cost no message. A `passive` queue must exist and stays what it is: what `queue` says
+        beyond its name must be so already, else `ConfigurationError`.
         """
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:
@@ -126,10 +130,20 @@ class Transport(Protocol):
 
         `ToTopic` to a topic nobody owns raises `NoHandler`, `ToQueue` to a missing queue `QueueNotFound`; then
         nothing was stored. `MessageTooLarge` is raised before any I/O. Blocks at most until the broker answers.
+
+        `QueueFull` if more than `max_length` messages would wait (ready or delayed) then, and `ConfigurationError` if
+        a priority is above the queue's; then nothing of this call was stored. Only sending is refused: what is
+        released, moved there by hand, or comes back from a lease that ended may exceed the bound.
         """
 
-    async def publish(self, topic: str, *messages: Message) -> None:
-        """One durable copy per queue whose pattern matches `topic` at the moment of acceptance; none is fine."""
+    async def publish(self, topic: str, *messages: Message) -> bool:
+        """One durable copy per queue whose pattern matches `topic` at the moment of acceptance.
+
+        None is fine; then False is returned, so that core can stop publishing what nobody wants to hear.
+        Raises `QueueFull` if one of these queues is full, and then none has got a copy: a bound asks for backpressure,
+        and an event must not be lost in silence for one subscriber only. A priority that a subscriber's queue does
+        not know counts there as the highest that it knows, since who publishes cannot know each of them.
+        """
 
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> Consumer:
         """Begin to consume a queue that was attached, with at most `slots` × `prefetch` messages out at once."""

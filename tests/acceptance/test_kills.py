@@ -1,4 +1,4 @@
-"""Workers are killed while they work, and every question gets its own answer."""
+"""Workers are killed while they work, and every question gets its own answer; unless it was acked too early."""
 
 import asyncio
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from process.commands import Folder, Running, until
 
-from busline import Bus
+from busline import Bus, CallTimeout
 
 CALLS = 1_000
 KILLS = 10
@@ -26,10 +26,10 @@ from busline import Bus, Context
 bus = Bus("sqlite:///bus.db", service="oracle")
 LEDGER = os.open(Path(__file__).parent / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-@bus.handler("oracle.ask")
+@bus.handler("oracle.ask", ack="{ack}")
 async def ask(question: str) -> str:
     await asyncio.sleep(random.uniform(0.005, 0.02))
-    os.write(LEDGER, f"{question}\\n".encode())
+    os.write(LEDGER, question.encode() + b"\\n")
     await asyncio.sleep(random.uniform(0.005, 0.02))
     return hashlib.sha256(question.encode()).hexdigest()
 """
@@ -39,10 +39,12 @@ def right_answer(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()
 
 
-def kill_at_random(worker: Running, answers: dict[str, str], chance: random.Random) -> list[int]:
+def kill_at_random(
+    worker: Running, answers: dict[str, str], chance: random.Random, calls: int, kills: int
+) -> list[int]:
     """Kill a worker process each time when a random number of calls has been answered; returns the dead."""
     killed: list[int] = []
-    for answered in sorted(chance.sample(range(1, CALLS - IN_FLIGHT), KILLS)):
+    for answered in sorted(chance.sample(range(1, calls - IN_FLIGHT), kills)):
         until(lambda: len(answers) >= answered, f"{answered} answers")  # noqa: B023  # it is called at once
         until(lambda: len(worker.pids) > len(killed), "a process is there to be killed")
         killed.append(chance.choice([pid for pid in worker.pids if pid not in killed]))
@@ -54,7 +56,7 @@ def kill_at_random(worker: Running, answers: dict[str, str], chance: random.Rand
 async def test_a_thousand_calls_survive_ten_killed_workers(
     folder: Folder, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
-    folder.write("app", APP)
+    folder.write("app", APP.format(ack="late"))
     worker = folder.worker("app:bus", "--processes", str(PROCESSES))
     worker.until_ready(PROCESSES)
     questions = [f"question {number} of seed {seed}" for number in range(CALLS)]
@@ -68,7 +70,9 @@ async def test_a_thousand_calls_survive_ten_killed_workers(
     async with Bus(f"sqlite:///{folder.path}/bus.db") as bus, asyncio.TaskGroup() as group:
         for question in questions:
             group.create_task(ask(bus, question))
-        killer = group.create_task(asyncio.to_thread(kill_at_random, worker, answers, random.Random(seed)))
+        killer = group.create_task(
+            asyncio.to_thread(kill_at_random, worker, answers, random.Random(seed), CALLS, KILLS)
+        )
 
     effects = Counter(folder.notes)
     repeats = effects.total() - CALLS
@@ -78,3 +82,31 @@ async def test_a_thousand_calls_survive_ten_killed_workers(
     assert set(effects) == set(questions)
     assert len(killer.result()) == KILLS
     assert repeats <= KILLS * IN_FLIGHT
+
+
+async def test_the_same_kills_lose_calls_that_were_acked_early(folder: Folder) -> None:
+    """The control: without it nobody knows that the kills above hit anything."""
+    calls, kills = 200, 4
+    answers: dict[str, str] = {}
+    folder.write("app", APP.format(ack="early"))
+    worker = folder.worker("app:bus", "--processes", "2")
+    worker.until_ready(2)
+    room = asyncio.Semaphore(IN_FLIGHT)
+
+    async def ask(bus: Bus, question: str) -> None:
+        async with room:
+            try:
+                answers[question] = await bus.call("oracle.ask", question, timeout=6)
+            except CallTimeout:
+                answers[question] = "lost"
+
+    async with Bus(f"sqlite:///{folder.path}/bus.db") as bus, asyncio.TaskGroup() as group:
+        for number in range(calls):
+            group.create_task(ask(bus, f"question {number}"))
+        killer = group.create_task(asyncio.to_thread(kill_at_random, worker, answers, random.Random(1), calls, kills))
+    assert len(killer.result()) == kills
+    right = {question: answer for question, answer in answers.items() if answer != "lost"}
+    print(f"{calls - len(right)} of {calls} calls were lost with {kills} workers")
+    assert 0 < calls - len(right) <= kills * IN_FLIGHT
+    assert max(Counter(folder.notes).values()) == 1  # nothing came again
+    assert right == {question: right_answer(question) for question in right}

@@ -20,6 +20,7 @@ from busline.transports.memory.queue import Queue, Share, Stored
 from busline.transports.memory.transport import MemoryConsumer
 
 CHECKS = {name(check): check for check in all_checks()}
+REFUSABLE = {*Limits.__slots__, *QueueSpec.__slots__, "inspectable"}
 
 
 class PoorBroker(MemoryBroker):
@@ -91,7 +92,7 @@ class PoorHarness(VirtualMemoryHarness):
 async def test_a_poor_transport_passes_by_refusing(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MemoryConsumer", PoorConsumer)
     outcome = await run(CHECKS[check], PoorHarness())
-    assert outcome == "ran" or outcome.removeprefix("refused(").rstrip(")") in {*Limits.__slots__, "inspectable"}
+    assert outcome == "ran" or outcome.removeprefix("refused(").rstrip(")") in REFUSABLE
 
 
 def test_a_poor_transport_refuses_each_limit_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +112,13 @@ def _everybody(self: MemoryBroker, address: str, message: Message) -> bool:
     for on_reply in self._inboxes.values():
         on_reply(message)
     return bool(self._inboxes)
+
+
+def _takes_over_with_old_patterns(self: MemoryBroker, queue: Queue, spec: QueueSpec) -> None:
+    take_over(self, queue, replace(spec, patterns=spec.patterns | queue.spec.patterns))
+
+
+take_over = MemoryBroker._take_over
 
 
 def _bound_too_widely(pattern: str, topic: str) -> bool:
@@ -159,7 +167,7 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("topics.patterns_are_exact", broker, "matches", _bound_too_widely),
     ("topics.every_bound_queue_gets_one_copy", broker, "matches", lambda pattern, topic: False),
     ("topics.a_topic_of_another_service_is_refused", MemoryBroker, "_check_claims", lambda self, spec: None),
-    ("topics.attaching_replaces_topics_and_patterns", MemoryBroker, "_disown", lambda self, queue: None),
+    ("topics.attaching_adds_topics_and_replaces_patterns", MemoryBroker, "_take_over", _takes_over_with_old_patterns),
     ("topics.deleting_tells_who_waits", Queue, "destroy", lambda self, error: None),
     ("topics.an_ephemeral_queue_vanishes_with_close", MemoryBroker, "delete", lambda self, queue: None),
     ("failure.an_ephemeral_queue_vanishes_with_kill", MemoryBroker, "delete", lambda self, queue: None),
@@ -167,6 +175,16 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("inbox.many_calls_in_flight_get_one_reply_each", MemoryBroker, "reply", _everybody),
     ("inbox.a_reply_to_a_caller_that_closed_is_false", MemoryBroker, "close_address", lambda self, address: None),
     ("lifecycle.closing_the_transport_wakes_those_who_wait", Queue, "leave", lambda self, share, error: None),
+    ("expiry.an_expendable_message_is_gone_after_its_ttl", Queue, "expire", lambda self: None),
+    ("expiry.a_delay_does_not_prolong_a_life", Queue, "expire", lambda self: None),
+    ("expiry.what_expired_in_a_lease_does_not_come_back", Queue, "_is_kept", lambda self, stored: True),
+    ("expiry.expired_messages_are_not_seen", Queue, "expire", lambda self: None),
+    ("options.a_full_queue_refuses", Queue, "check_room", lambda self, number: None),
+    ("options.a_full_queue_refuses", Queue, "admit", lambda self, messages: None),
+    ("options.a_full_subscriber_refuses_the_event", Queue, "check_room", lambda self, number: None),
+    ("options.a_highest_priority_is_kept", MemoryBroker, "limits_of", lambda self, name: self.limits()),
+    ("options.a_passive_queue_is_used_and_not_changed", MemoryBroker, "verify", lambda self, spec: None),
+    ("topics.publishing_to_nobody_is_fine", MemoryBroker, "publish", lambda self, topic, messages: True),
     ("inspect.moving_keeps_the_messages", Queue, "dispatch", lambda self: None),
 ]
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from busline.errors import ConfigurationError
-from busline.message import Message, QueueSpec, ToQueue, ToTopic
+from busline.message import Binding, Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.clock import VirtualClock
 from busline.testing.steps import take
 from busline.transports import from_url
@@ -220,6 +220,61 @@ async def test_a_moved_message_keeps_the_rest_of_its_delay() -> None:
         assert not waiting.done()
         await clock.advance(1.0)
         assert (await waiting)[0].message.body == b"1"
+
+
+@pytest.mark.parametrize("option", [{"kind": "quorum"}, {"bindings": (Binding("orders", "#"),)}])
+async def test_what_only_rabbitmq_has_is_refused(option: dict[str, object]) -> None:
+    async with client(MemoryBroker()) as transport:
+        with pytest.raises(ConfigurationError, match="only RabbitMQ"):
+            await transport.attach(QueueSpec("other", **option))  # type: ignore[arg-type]  # one of each
+        assert [found.name for found in await transport.stats()] == ["queue"]
+
+
+async def test_a_passive_queue_is_verified() -> None:
+    async with client(MemoryBroker()) as transport:
+        await transport.attach(replace(QUEUE, patterns=frozenset({"e.#"}), max_priority=3))
+        before = await transport.stats()
+        passive = replace(QUEUE, service="guests", patterns=frozenset({"e.#"}), max_priority=3, passive=True)
+        assert (await transport.attach(passive)).priorities == 3
+        for other in (
+            replace(passive, max_priority=4),
+            replace(passive, max_length=1),
+            replace(passive, ephemeral=True),
+        ):
+            with pytest.raises(ConfigurationError, match="is passive, with"):
+                await transport.attach(other)
+        with pytest.raises(ConfigurationError, match=r"no \['e.x'\]"):
+            await transport.attach(replace(passive, patterns=frozenset({"e.x"})))
+        assert await transport.stats() == before
+
+
+async def test_expired_messages_are_deleted_by_the_clock_alone() -> None:
+    clock = VirtualClock()
+    broker = MemoryBroker(clock, lease=10.0)
+    async with client(broker) as transport:
+        await send(transport, b"1", ttl=5.0, expendable=True)
+        await send(transport, b"2", ttl=7.0, delay=20.0, expendable=True)
+        await send(transport, b"held", ttl=7.0, expendable=True, priority=1)
+        (held,) = await take(await transport.consume("queue", slots=1))
+        assert held.message.body == b"held"
+        queue = broker.queue("queue")
+        await clock.advance(5.0)
+        assert (queue._ready.size, len(queue._delayed), len(queue._mortal)) == (0, 1, 1)
+        await clock.advance(2.0)
+        assert (queue._ready.size, len(queue._delayed), len(queue._mortal)) == (0, 0, 0)
+        await clock.advance(3.0)
+        assert (await transport.stats())[0].leased == queue._ready.size == 0
+
+
+async def test_what_left_the_queue_is_not_kept_until_its_ttl_has_passed() -> None:
+    broker = MemoryBroker()
+    async with client(broker) as transport:
+        await send(transport, b"1", b"2", b"3", ttl=3600.0, expendable=True)
+        consumer = await transport.consume("queue", slots=1)
+        await consumer.ack(*await take(consumer))
+        assert len(broker.queue("queue")._mortal) == 2
+        assert await transport.purge("queue") == 2
+        assert len(broker.queue("queue")._mortal) == 0
 
 
 async def test_a_transport_has_one_inbox() -> None:

@@ -5,89 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import statistics
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from busline.errors import ConfigurationError, TransportError
-from busline.message import Message, QueueSpec, ToQueue
+from busline.message import Message, ToQueue
 from busline.transports import from_url
 from busline.transports.sqlite import SqliteTransport
 
-JOBS = QueueSpec("jobs", "tests", frozenset({"job"}))
-
-WORKER = """
-import asyncio, json, sys, time
-from busline.message import Message, QueueSpec
-from busline.transports.sqlite import SqliteTransport
-
-async def main(path, what):
-    transport = SqliteTransport(path)
-    await transport.open()
-    consumer = await transport.consume("jobs", slots=4)
-    print("ready", flush=True)
-    if what == "hold":
-        await consumer.receive(1)
-        print("holding", flush=True)
-        await asyncio.Event().wait()
-    while True:
-        for delivery in await consumer.receive(1):
-            now = time.time()
-            await consumer.ack(delivery)
-            print(json.dumps([delivery.message.body.decode(), now]), flush=True)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "bus.db"
-
-
-@asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SqliteTransport]:
-    transport = SqliteTransport(path)
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
-
-
-@asynccontextmanager
-async def worker(path: Path, what: str = "work") -> AsyncIterator[asyncio.subprocess.Process]:
-    """Another process that consumes the jobs and prints what it got and when."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", WORKER, str(path), what), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert await line_of(process) == "ready"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def line_of(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    async with asyncio.timeout(20):
-        return (await process.stdout.readline()).decode().strip()
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await holds():  # noqa: ASYNC110  # what is waited for happens in a file
-            await asyncio.sleep(0.01)
+from .sqlite_files import JOBS, eventually, job, line_of, opened, transport_files, worker
 
 
 async def is_idle(transport: SqliteTransport) -> bool:
@@ -96,10 +30,6 @@ async def is_idle(transport: SqliteTransport) -> bool:
         waiting = db.execute("SELECT min(waiting) FROM consumer").fetchone()[0]
     db.close()
     return bool(waiting)
-
-
-def job(body: str) -> Message:
-    return Message("job", body.encode())
 
 
 async def test_the_file_is_in_wal_mode_and_a_send_has_synced_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +271,22 @@ async def test_what_is_no_database_is_refused(path: Path) -> None:
         await SqliteTransport(path).open()
 
 
+async def test_a_reply_that_no_encoding_takes_is_a_typed_error(path: Path) -> None:
+    async with opened(path) as one, opened(path) as other:
+        replies: asyncio.Queue[Message] = asyncio.Queue()
+        inbox = await other.open_inbox(replies.put_nowait, lambda: None)
+        for bad in (
+            Message("\ud800", b""),
+            Message("t", b"", meta="\ud800"),
+            Message("t", b"", headers={"h": "\ud800"}),
+        ):
+            with pytest.raises(TransportError, match="surrogates"):
+                await one.reply(inbox.address, bad)
+            assert await one.reply("999.1", bad) is False
+        assert await one.reply(inbox.address, job("good"))
+        assert (await replies.get()).body == b"good"
+
+
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     async with opened(path):
         pass
@@ -423,6 +369,30 @@ async def test_the_run_folder_is_gone_after_the_last_has_left(path: Path) -> Non
     assert sorted(os.listdir(path.parent)) == ["bus.db"]
 
 
+async def test_a_run_folder_that_somebody_deleted_comes_back(path: Path) -> None:
+    async with opened(path) as living, opened(path) as dying:
+        await living.attach(JOBS)
+        await living.send(ToQueue("jobs"), job("1"))
+        await (await dying.consume("jobs", slots=1)).receive(1)
+        inbox_replies: asyncio.Queue[Message] = asyncio.Queue()
+        inbox = await living.open_inbox(inbox_replies.put_nowait, lambda: None)
+        await asyncio.to_thread(shutil.rmtree, path.parent / "bus.db-run")
+
+        async def is_back() -> bool:
+            return len(transport_files(path, "lock")) == len(transport_files(path, "sock")) == 2
+
+        await eventually(is_back)
+        async with opened(path) as stranger:
+            assert await stranger.reply(inbox.address, job("reply"))
+            assert (await inbox_replies.get()).body == b"reply"
+            assert (await living.stats())[0].leased == 1, "the living keep what they hold"
+            dying._die()
+            async with asyncio.timeout(5):
+                (delivery,) = await (await living.consume("jobs", slots=1)).receive(1)
+        assert delivery.deliveries == 2
+    assert sorted(os.listdir(path.parent)) == ["bus.db"]
+
+
 async def test_what_a_dead_process_left_behind_is_cleared_up(path: Path) -> None:
     dead = SqliteTransport(path)
     await dead.open()
@@ -438,7 +408,3 @@ async def test_only_those_who_may_use_the_database_may_use_its_sockets(path: Pat
         modes = [oct(entry.stat().st_mode & 0o777) for entry in sorted(path.parent.glob("bus.db-run*/*"))]
         assert modes == ["0o640", "0o640"]
         assert (path.parent / "bus.db-run").stat().st_mode & 0o777 == 0o750
-
-
-def transport_files(path: Path, kind: str) -> list[Path]:
-    return list(path.parent.glob(f"bus.db-run/*.{kind}"))

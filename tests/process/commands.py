@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -10,6 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from busline import Bus
 
 COMMAND = [sys.executable, "-m", "busline"]
 URL = "sqlite:///bus.db"
@@ -50,9 +54,13 @@ class Running:
         )
         return self.pids
 
-    def until_logged(self, event: str) -> None:
+    def logged(self, event: str) -> int:
+        """How many log lines of this event there are."""
+        return self.err.read_text().count(f" {event}: ")
+
+    def until_logged(self, event: str, times: int = 1) -> None:
         """Wait for a log line of this event."""
-        until(lambda: f" {event}: " in self.err.read_text(), f"it logs {event}: {self.err.read_text()}")
+        until(lambda: self.logged(event) >= times, f"it logs {event}: {self.err.read_text()}")
 
     def tell(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Signal the process that was started, not its children."""
@@ -114,6 +122,20 @@ class Folder:
     def until_noted(self, what: str, times: int = 1) -> None:
         """Wait for a handler to have noted it."""
         until(lambda: self.noted(what) >= times, f"{what!r} is noted {times} times: {self.notes}")
+
+    def until_notes(self, number: int, timeout: float = 20.0) -> list[str]:
+        """Wait for so many notes; returns them all."""
+        until(lambda: len(self.notes) >= number, f"{number} notes: {self.notes}", timeout)
+        return self.notes
+
+    def send(self, *messages: tuple[str, object], **options: Any) -> list[str]:
+        """Send topics with their payloads, all with the same options, from this process; returns the ids."""
+
+        async def send() -> list[str]:
+            async with Bus(f"sqlite:///{self.path}/bus.db") as bus:
+                return [(await bus.send(topic, payload, **options)).id for topic, payload in messages]
+
+        return asyncio.run(send())
 
     def open_gate(self) -> None:
         """Let the handlers of `hold` return."""

@@ -70,7 +70,7 @@ def test_a_plain_function_that_never_returns_does_not_keep_the_process(folder: F
 
 
 def test_a_worker_that_fails_leaves_although_a_plain_function_never_returns(folder: Folder) -> None:
-    worker = folder.worker("app:bus")
+    worker = folder.worker("app:bus", "--processes", "0")
     worker.until_ready()
     folder.run("send", "stuck")
     folder.until_noted("begin stuck")

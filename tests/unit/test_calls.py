@@ -615,3 +615,50 @@ async def test_what_was_never_used_can_be_closed(caller: Caller) -> None:
 async def test_a_deadline_that_strikes_after_the_end_of_its_call_is_nothing(caller: Caller) -> None:
     caller.calls._on_deadline("nobody")
     assert len(caller.calls) == 0
+
+
+# -- asked again ------------------------------------------------------------------------------------------------------
+
+
+async def ask_again(caller: Caller, timeout: float = 10.0) -> asyncio.Task[Message]:
+    """A call that may be handled twice."""
+    message, deadline = Message("a.topic", b"null"), caller.clock.time() + timeout
+    return asyncio.create_task(caller.calls.ask_again(TO, message, timeout=timeout, deadline=deadline))
+
+
+async def sent(caller: Caller, count: int) -> None:
+    """Wait until so many messages were sent; the pause before asking again is short, and real."""
+    with anyio.fail_after(5):
+        while len(caller.line.sent) < count:  # noqa: ASYNC110 - the line has no event, and a turn is all it takes
+            await asyncio.sleep(0.005)
+
+
+async def test_a_call_that_may_be_handled_twice_is_asked_again_when_the_way_back_is_lost(caller: Caller) -> None:
+    call = await ask_again(caller)
+    await sent(caller, 1)
+    first = caller.line.sent[0].correlation_id
+    caller.line.on_lost()
+    await sent(caller, 2)
+    assert caller.line.sent[1].correlation_id != first
+    caller.line.answer(b'"second"')
+    assert await outcome(call) == b'"second"'
+
+
+async def test_a_broker_that_is_away_is_asked_again_until_the_deadline(caller: Caller) -> None:
+    async def away(_: Message) -> None:
+        caller.clock._now += 4.0
+        raise ConnectionLost("the broker is away")
+
+    caller.line.sending = away
+    call = await ask_again(caller, timeout=10.0)
+    with pytest.raises(ConnectionLost):
+        await call
+    assert len(caller.line.sent) == 3
+
+
+async def test_a_bus_that_is_closed_asks_nobody_again(caller: Caller) -> None:
+    call = await ask_again(caller)
+    await sent(caller, 1)
+    await caller.calls.close()
+    assert isinstance(await outcome(call), ReplyLost)
+    assert len(caller.line.sent) == 1

@@ -149,8 +149,8 @@ def test_handlers_are_listed_the_same_way_in_every_pipe(service: None, capsys: p
 
 
 def test_a_bus_without_handlers_is_refused_in_one_line(service: None, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("worker", "handlers"):
-        assert run([command, "service:empty"]) == Exit.NO_HANDLER
+    for command in (["worker", "--processes", "0"], ["handlers"]):
+        assert run([*command, "service:empty"]) == Exit.NO_HANDLER
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("error: service:empty has no handlers and no subscribers: import ")

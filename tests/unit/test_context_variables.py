@@ -1,4 +1,4 @@
-"""`Isolated`: a coroutine in the current task, in context variables of its own."""
+"""`Drive`: a coroutine in the current task, in context variables of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import anyio
 import pytest
 
-from busline.handling import Isolated
+from busline.driving import Drive
 
 NAME: ContextVar[str] = ContextVar("NAME", default="outside")
 
 
-def isolated(coroutine: Coroutine[Any, Any, Any]) -> Isolated:
-    return Isolated(copy_context(), coroutine)
+def isolated(coroutine: Coroutine[Any, Any, Any]) -> Drive:
+    return Drive(copy_context(), coroutine)
 
 
 async def test_it_returns_what_the_coroutine_returns() -> None:
@@ -57,7 +57,7 @@ async def test_what_is_set_outside_meanwhile_is_not_seen_inside() -> None:
 
     variables = copy_context()
     token = NAME.set("changed")
-    assert await Isolated(variables, looks()) == "outside"
+    assert await Drive(variables, looks()) == "outside"
     NAME.reset(token)
 
 

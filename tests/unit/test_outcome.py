@@ -23,10 +23,12 @@ from busline.outcome import (
     Drop,
     Effect,
     Fault,
+    OnFailure,
     Reason,
     Release,
     Reply,
     Resend,
+    Terms,
     admit,
     dead_letter,
     failed,
@@ -42,6 +44,7 @@ from busline.wire import Envelope, decode_envelope, decode_error, reply_status
 
 NOW = 1_000_000_000.0
 SKEW = 5.0
+TERMS = Terms(skew=SKEW, max_deliveries=20)
 FAULT = Fault("failed", "OSError", "broken", {"a": 1}, "Traceback …")
 TWICE = Retry(max_retries=2, first=2.0, jitter=False, unless=(KeyError,))
 
@@ -89,29 +92,29 @@ CALL, JOB = True, False
     [
         (JOB, {}, 1, RUN),
         (JOB, {}, 20, RUN),
-        (JOB, {}, 21, [DeadLetter, Ack]),
+        (JOB, {}, 21, [OnFailure, DeadLetter, Ack]),
         (CALL, {}, 1, RUN),
         (CALL, {"deadline": NOW + 1}, 20, RUN),
-        (CALL, {"deadline": NOW + 1}, 21, [Reply, DeadLetter, Ack]),
+        (CALL, {"deadline": NOW + 1}, 21, [Reply, OnFailure, DeadLetter, Ack]),
         (CALL, {"deadline": NOW - SKEW}, 1, RUN),
         (CALL, {"deadline": NOW - SKEW - 0.1}, 1, [Drop, Ack]),
-        (CALL, {"deadline": NOW - SKEW - 0.1}, 21, [Reply, DeadLetter, Ack]),
+        (CALL, {"deadline": NOW - SKEW - 0.1}, 21, [Reply, OnFailure, DeadLetter, Ack]),
         (JOB, {"expires_at": NOW + 1}, 1, RUN),
         (JOB, {"expires_at": NOW - SKEW}, 1, RUN),
-        (JOB, {"expires_at": NOW - SKEW - 0.1}, 1, [DeadLetter, Ack]),
+        (JOB, {"expires_at": NOW - SKEW - 0.1}, 1, [OnFailure, DeadLetter, Ack]),
         (CALL, {"deadline": NOW - 9, "expires_at": NOW - 9}, 1, [Drop, Ack]),
-        (CALL, {"expires_at": NOW - 9}, 1, [Reply, Ack]),
+        (CALL, {"expires_at": NOW - 9}, 1, [Reply, OnFailure, Ack]),
         (JOB, {"deadline": -1e308}, 1, [Drop, Ack]),
         (JOB, {"deadline": 2**64 - 1, "expires_at": 1e308}, 1, RUN),
     ],
 )
 def test_what_is_admitted(call: bool, fields: dict[str, Any], deliveries: int, done: list[type[Effect]] | None) -> None:
     given = delivery(call=call, deliveries=deliveries)
-    assert kinds(admit(given, envelope(**fields), now=NOW, skew=SKEW, max_deliveries=20)) == done
+    assert kinds(admit(given, envelope(**fields), TERMS, now=NOW)) == done
 
 
 def test_a_message_that_keeps_killing_its_workers_is_kept_with_the_count() -> None:
-    effects = admit(delivery(call=True, deliveries=21), envelope(), now=NOW, skew=SKEW, max_deliveries=20)
+    effects = admit(delivery(call=True, deliveries=21), envelope(), TERMS, now=NOW)
     assert effects is not None
     assert story(effects)["reason"] == "poison"
     assert "21 times" in story(effects)["message"]
@@ -119,7 +122,7 @@ def test_a_message_that_keeps_killing_its_workers_is_kept_with_the_count() -> No
 
 
 def test_an_expired_job_is_kept_with_how_late_it_was() -> None:
-    effects = admit(delivery(), envelope(expires_at=NOW - 7.25), now=NOW, skew=SKEW, max_deliveries=20)
+    effects = admit(delivery(), envelope(expires_at=NOW - 7.25), TERMS, now=NOW)
     assert effects is not None
     assert (story(effects)["reason"], story(effects)["type"]) == ("expired", "busline.expired")
     assert "7.2 s" in story(effects)["message"]
@@ -148,7 +151,7 @@ def test_how_long_siblings_are_given(
     call: bool, deadline: float | None, waited: float, done: list[type[Effect]]
 ) -> None:
     effects = unknown_topic(
-        delivery(call=call), envelope(deadline=deadline), first_seen=NOW, now=NOW + waited, grace=10.0
+        delivery(call=call), envelope(deadline=deadline), TERMS, first_seen=NOW, now=NOW + waited, grace=10.0
     )
     assert kinds(effects) == done
 
@@ -156,7 +159,7 @@ def test_how_long_siblings_are_given(
 def test_siblings_are_asked_less_and_less_often() -> None:
     pauses = []
     for waited in (0.0, 0.02, 0.1, 0.3, 0.6, 5.0):
-        (release,) = unknown_topic(delivery(), envelope(), first_seen=NOW, now=NOW + waited, grace=10.0)
+        (release,) = unknown_topic(delivery(), envelope(), TERMS, first_seen=NOW, now=NOW + waited, grace=10.0)
         assert isinstance(release, Release)
         pauses.append(release.delay)
     shortest, longest = UNKNOWN_DELAY
@@ -165,12 +168,12 @@ def test_siblings_are_asked_less_and_less_often() -> None:
 
 
 def test_after_the_grace_the_caller_learns_that_nobody_handles_it() -> None:
-    effects = unknown_topic(delivery(call=True), envelope(), first_seen=NOW, now=NOW, grace=0.0)
+    effects = unknown_topic(delivery(call=True), envelope(), TERMS, first_seen=NOW, now=NOW, grace=0.0)
     assert answer(effects) == ("busline.no_handler", "no handler for topic 'a.topic' on queue 'q'")
 
 
 def test_after_the_grace_a_job_is_kept() -> None:
-    effects = unknown_topic(delivery(), envelope(), first_seen=NOW, now=NOW, grace=0.0)
+    effects = unknown_topic(delivery(), envelope(), TERMS, first_seen=NOW, now=NOW, grace=0.0)
     assert (story(effects)["reason"], story(effects)["topic"]) == ("unknown_topic", "a.topic")
 
 
@@ -195,56 +198,54 @@ def test_a_call_that_succeeded_is_answered_before_it_is_forgotten() -> None:
         # jobs
         (JOB, OSError(), {}, [Resend, Ack]),
         (JOB, OSError(), {"attempt": 2}, [Resend, Ack]),
-        (JOB, OSError(), {"attempt": 3}, [DeadLetter, Ack]),
-        (JOB, OSError(), {"attempt": 2**53}, [DeadLetter, Ack]),
-        (JOB, KeyError(), {}, [DeadLetter, Ack]),
+        (JOB, OSError(), {"attempt": 3}, [OnFailure, DeadLetter, Ack]),
+        (JOB, OSError(), {"attempt": 2**53}, [OnFailure, DeadLetter, Ack]),
+        (JOB, KeyError(), {}, [OnFailure, DeadLetter, Ack]),
         (JOB, SystemExit(), {}, [Resend, Ack]),
-        (JOB, Reject("no"), {}, [DeadLetter, Ack]),
+        (JOB, Reject("no"), {}, [OnFailure, DeadLetter, Ack]),
         (JOB, RetryLater(60), {}, [Resend, Ack]),
         (JOB, RetryLater(60), {"attempt": 2}, [Resend, Ack]),
-        (JOB, RetryLater(60), {"attempt": 3}, [DeadLetter, Ack]),
+        (JOB, RetryLater(60), {"attempt": 3}, [OnFailure, DeadLetter, Ack]),
         (JOB, OSError(), {"expires_at": NOW + 1}, [Resend, Ack]),
         # calls whose handler has a policy
         (CALL, OSError(), {}, [Resend, Ack]),
         (CALL, OSError(), {"deadline": NOW + 2.1}, [Resend, Ack]),
-        (CALL, OSError(), {"deadline": NOW + 2.0}, [Reply, Ack]),
-        (CALL, OSError(), {"deadline": NOW + 0.1}, [Reply, Ack]),
-        (CALL, OSError(), {"deadline": NOW - 1}, [Reply, Ack]),
-        (CALL, OSError(), {"attempt": 3}, [Reply, Ack]),
-        (CALL, KeyError(), {}, [Reply, Ack]),
-        (CALL, Reject("no"), {"deadline": NOW + 60}, [Reply, DeadLetter, Ack]),
+        (CALL, OSError(), {"deadline": NOW + 2.0}, [Reply, OnFailure, Ack]),
+        (CALL, OSError(), {"deadline": NOW + 0.1}, [Reply, OnFailure, Ack]),
+        (CALL, OSError(), {"deadline": NOW - 1}, [Reply, OnFailure, Ack]),
+        (CALL, OSError(), {"attempt": 3}, [Reply, OnFailure, Ack]),
+        (CALL, KeyError(), {}, [Reply, OnFailure, Ack]),
+        (CALL, Reject("no"), {"deadline": NOW + 60}, [Reply, OnFailure, DeadLetter, Ack]),
         (CALL, RetryLater(5), {"deadline": NOW + 60}, [Resend, Ack]),
-        (CALL, RetryLater(5), {"deadline": NOW + 5}, [Reply, Ack]),
-        (CALL, RetryLater(5), {"attempt": 3, "deadline": NOW + 60}, [Reply, Ack]),
+        (CALL, RetryLater(5), {"deadline": NOW + 5}, [Reply, OnFailure, Ack]),
+        (CALL, RetryLater(5), {"attempt": 3, "deadline": NOW + 60}, [Reply, OnFailure, Ack]),
     ],
 )
 def test_what_follows_a_failure(
     call: bool, error: BaseException, fields: dict[str, Any], done: list[type[Effect]]
 ) -> None:
     fault = fault_of(error, ErrorRegistry().describe(error))
-    assert kinds(failed(delivery(call=call), envelope(**fields), error, fault, retry=TWICE, now=NOW)) == done
+    assert kinds(failed(delivery(call=call), envelope(**fields), error, fault, TERMS, retry=TWICE, now=NOW)) == done
 
 
 @pytest.mark.parametrize("error", [OSError(), RetryLater(1)])
 def test_without_retries_a_call_gets_its_error_at_once(error: Exception) -> None:
-    effects = failed(delivery(call=True), envelope(), error, FAULT, retry=NO_RETRY, now=NOW)
+    effects = failed(delivery(call=True), envelope(), error, FAULT, TERMS, retry=NO_RETRY, now=NOW)
     assert answer(effects) == ("OSError", "broken")
 
 
 def test_the_next_attempt_is_the_same_message_later() -> None:
     given = delivery(call=True, priority=5, ttl=60.0, delay=1.0)
     before = envelope(attempt=2, deadline=NOW + 60, causation_id="cause", unknown={"later": 1})
-    error = OSError()
-    resend, _ = failed(given, before, error, FAULT, retry=TWICE, now=NOW)
+    resend, _ = failed(given, before, OSError(), FAULT, TERMS, retry=TWICE, now=NOW)
     assert isinstance(resend, Resend)
-    assert resend.error is error
-    assert decode_envelope(resend.message, NOW) == replace(before, attempt=3, correlation_id="i")
+    assert decode_envelope(resend.message, NOW) == replace(before, attempt=3, correlation_id="i", due_at=NOW + 4.0)
     assert replace(resend.message, meta="meta", delay=1.0) == given.message
     assert resend.message.delay == 4.0
 
 
 def test_retry_later_says_when_itself() -> None:
-    resend, _ = failed(delivery(), envelope(), RetryLater(0.5), FAULT, retry=TWICE, now=NOW)
+    resend, _ = failed(delivery(), envelope(), RetryLater(0.5), FAULT, TERMS, retry=TWICE, now=NOW)
     assert isinstance(resend, Resend)
     assert resend.message.delay == 0.5
 
@@ -268,14 +269,14 @@ def test_retry_later_says_when_itself() -> None:
 def test_how_each_reason_ends(reason: Reason, of_a_call: list[type[Effect]]) -> None:
     """Anything but a call is kept; a call is answered, and kept only if somebody should look at it."""
     fault = replace(FAULT, reason=reason)
-    assert kinds(final(delivery(), envelope(), fault, now=NOW)) == [DeadLetter, Ack]
-    effects = final(delivery(call=True), envelope(), fault, now=NOW)
+    assert kinds(final(delivery(), envelope(), fault, TERMS, now=NOW)) == [DeadLetter, Ack]
+    effects = final(delivery(call=True), envelope(), fault, TERMS, now=NOW)
     assert kinds(effects) == of_a_call
     assert answer(effects) == ("OSError", "broken")
 
 
 def test_a_caller_gets_the_details_too() -> None:
-    (reply, *_) = final(delivery(call=True), envelope(), FAULT, now=NOW)
+    (reply, *_) = final(delivery(call=True), envelope(), FAULT, TERMS, now=NOW)
     assert isinstance(reply, Reply)
     assert decode_error(reply.message.body) == ("OSError", "broken", {"a": 1})
 
@@ -283,7 +284,7 @@ def test_a_caller_gets_the_details_too() -> None:
 def test_a_dead_letter_is_the_message_with_its_story() -> None:
     given = delivery(call=True, priority=5, ttl=60.0, delay=1.0)
     before = envelope(attempt=3, deadline=NOW, expires_at=NOW, causation_id="cause", unknown={"later": 1})
-    message = dead_letter(given, before, FAULT, NOW)
+    message = dead_letter(given, before, FAULT, TERMS, NOW)
     assert (message.topic, message.body, message.headers) == ("a.topic", b"body", {"user": "header"})
     assert (message.reply_to, message.correlation_id, message.ttl) == (None, None, None)
     assert (message.delay, message.priority) == (0.0, 0)
@@ -300,17 +301,18 @@ def test_a_dead_letter_is_the_message_with_its_story() -> None:
         "last_at": NOW,
         "queue": "q",
         "topic": "a.topic",
+        "priority": 5,
     }
 
 
 def test_a_dead_letter_leaves_out_what_there_is_not() -> None:
-    message = dead_letter(delivery(), envelope(), Fault("failed", "T", "", {}), NOW)
-    assert not {"message", "traceback"} & set(json.loads(message.meta)["failure"])
+    message = dead_letter(delivery(), envelope(), Fault("failed", "T", "", {}), TERMS, NOW)
+    assert not {"message", "traceback", "priority"} & set(json.loads(message.meta)["failure"])
 
 
 def test_a_long_story_is_cut_so_that_it_fits_into_a_message() -> None:
     fault = Fault("failed", "T", "m" * 10**7, {}, "t" * 10**7 + "the end")
-    failure = json.loads(dead_letter(delivery(), envelope(), fault, NOW).meta)["failure"]
+    failure = json.loads(dead_letter(delivery(), envelope(), fault, TERMS, NOW).meta)["failure"]
     assert len(failure["message"]) == MESSAGE_LIMIT
     assert len(failure["traceback"]) == TRACEBACK_LIMIT
     assert failure["traceback"].endswith("the end")
@@ -318,16 +320,16 @@ def test_a_long_story_is_cut_so_that_it_fits_into_a_message() -> None:
 
 def test_a_second_death_tells_the_second_story() -> None:
     before = envelope(failure={"reason": "expired"})
-    assert story(final(delivery(), before, FAULT, now=NOW))["reason"] == "failed"
+    assert story(final(delivery(), before, FAULT, TERMS, now=NOW))["reason"] == "failed"
 
 
 @pytest.mark.parametrize("reason", ["failed", "rejected"])
 def test_a_story_with_surrogates_is_told_all_the_same(reason: Reason) -> None:
     fault = Fault(reason, "T\ud800", "file-\udcff", {"name": "\udcff"}, "line \udcff")
-    effects = final(delivery(), envelope(), fault, now=NOW)
+    effects = final(delivery(), envelope(), fault, TERMS, now=NOW)
     failure = story(effects)
     assert (failure["type"], failure["message"], failure["traceback"]) == ("T?", "file-?", "line ?")
-    assert answer(final(delivery(call=True), envelope(), fault, now=NOW)) == ("T?", "file-?")
+    assert answer(final(delivery(call=True), envelope(), fault, TERMS, now=NOW)) == ("T?", "file-?")
 
 
 # -- exceptions that make trouble -------------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def test_whatever_a_handler_raises_its_message_comes_to_an_end(name: str, call: 
     if registered:
         errors._codes[type(error)] = "code"  # type: ignore[index]  # a BaseException could not be registered
     fault = fault_of(error, errors.describe(error))
-    effects = failed(delivery(call=call), envelope(attempt=3), error, fault, retry=TWICE, now=NOW)
+    effects = failed(delivery(call=call), envelope(attempt=3), error, fault, TERMS, retry=TWICE, now=NOW)
     assert effects[-1] is ACK
     if call:
         assert answer(effects)

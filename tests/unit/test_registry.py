@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from busline.errors import ConfigurationError
+from busline.options import Options
 from busline.registry import Declaration, ErrorRegistry, Plan
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
 from busline.wire import decode_error, encode_error
 
-OWN, SHARED = Retry(max_retries=7), Retry(max_retries=8)
+OWN, ROUTERS, SHARED = Retry(max_retries=7), Retry(max_retries=8), Retry(max_retries=9)
 
 
 async def create(order: dict[str, int]) -> None: ...
@@ -25,12 +26,14 @@ class Callable_:
     def __call__(self, order: int) -> None: ...
 
 
-def handler(topic: str = "orders.create", function: Callable[..., Any] = create, **more: Any) -> Declaration:
-    return Declaration(topic, function, **more)
+def handler(topic: str = "orders.create", function: Callable[..., Any] = create, **options: Any) -> Declaration:
+    return Declaration(topic, function, Options(**options))
 
 
-def subscriber(pattern: str = "user.*", function: Callable[..., Any] = on_user, **more: Any) -> Declaration:
-    return Declaration(pattern, function, subscriber=True, **more)
+def subscriber(
+    pattern: str = "user.*", function: Callable[..., Any] = on_user, *, broadcast: bool = False, **options: Any
+) -> Declaration:
+    return Declaration(pattern, function, Options(**options), subscriber=True, broadcast=broadcast)
 
 
 def plan(*declarations: Declaration, service: str | None = "orders", retry: Retry | None = None) -> Plan:
@@ -61,10 +64,17 @@ def test_what_a_prefix_makes_of_a_topic_is_checked() -> None:
         subscriber("#").prefixed("user", None)
 
 
-def test_a_retry_of_its_own_wins_over_the_routers() -> None:
-    assert handler(retry=OWN).prefixed("", SHARED).retry is OWN
-    assert handler().prefixed("", SHARED).retry is SHARED
-    assert handler().prefixed("", None).retry is None
+def test_the_policy_of_a_router_stands_beside_the_handlers_own() -> None:
+    included = handler(retry=OWN).prefixed("", SHARED)
+    assert (included.options.retry, included.job_retry) == (OWN, SHARED)
+    included = handler().prefixed("", SHARED)
+    assert (included.options.retry, included.job_retry) == (None, SHARED)
+    assert handler().prefixed("", None).job_retry is None
+
+
+def test_the_policy_of_the_nearest_router_holds() -> None:
+    assert handler().prefixed("", SHARED).prefixed("", OWN).job_retry is SHARED
+    assert handler().prefixed("", None).prefixed("", OWN).job_retry is OWN
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
@@ -115,18 +125,20 @@ def test_dead_letters_go_to_a_queue_beside_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "shared", "calls", "jobs"),
+    ("own", "routers", "shared", "calls", "jobs"),
     [
-        (None, None, NO_RETRY, JOB_RETRY),
-        (None, SHARED, NO_RETRY, SHARED),
-        (OWN, None, OWN, OWN),
-        (OWN, SHARED, OWN, OWN),
+        (None, None, None, NO_RETRY, JOB_RETRY),
+        (None, None, SHARED, NO_RETRY, SHARED),
+        (None, ROUTERS, None, NO_RETRY, ROUTERS),
+        (None, ROUTERS, SHARED, NO_RETRY, ROUTERS),
+        (OWN, None, None, OWN, OWN),
+        (OWN, ROUTERS, SHARED, OWN, OWN),
     ],
 )
 def test_calls_are_retried_only_if_their_handler_says_so(
-    own: Retry | None, shared: Retry | None, calls: Retry, jobs: Retry
+    own: Retry | None, routers: Retry | None, shared: Retry | None, calls: Retry, jobs: Retry
 ) -> None:
-    (queue,) = plan(handler(retry=own), retry=shared).queues.values()
+    (queue,) = plan(handler(retry=own).prefixed("", routers), retry=shared).queues.values()
     (found,) = queue.handlers.values()
     assert (found.call_retry, found.job_retry) == (calls, jobs)
 
@@ -140,7 +152,7 @@ def test_calls_are_retried_only_if_their_handler_says_so(
         ([subscriber(), subscriber("other.*")], "each subscriber has a queue of its own; rename on_user"),
         ([subscriber(queue="q"), subscriber("o", cancel, queue="q")], "'q'"),
         ([handler(queue="q"), subscriber(queue="q")], "'q'"),
-        ([subscriber(queue="q"), handler(queue="q")], "the subscriber's on_user"),
+        ([subscriber(queue="q"), handler(queue="q")], "'q' is on_user's alone"),
         ([subscriber(broadcast=True), subscriber("other.*", broadcast=True)], "rename on_user"),
         ([handler(function=print)], "print"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from busline.errors import ConfigurationError
+from busline.options import Options, Queue
 from busline.registry import Declaration
 from busline.retry import Retry
 from busline.router import Router
@@ -49,7 +50,7 @@ def test_what_was_declared_is_kept_in_order() -> None:
 def test_a_handler_is_declared_with_its_options() -> None:
     router = Router()
     router.handler("a.topic", queue="q", retry=OWN)(function)
-    assert only(router) == Declaration("a.topic", function, queue="q", retry=OWN)
+    assert only(router) == Declaration("a.topic", function, Options(queue="q", retry=OWN))
 
 
 def test_a_topic_with_types_is_declared_by_its_name() -> None:
@@ -61,16 +62,18 @@ def test_a_topic_with_types_is_declared_by_its_name() -> None:
 def test_a_subscriber_is_declared_with_its_options() -> None:
     router = Router()
     router.subscriber("a.*", queue="q", retry=OWN)(function)
-    assert only(router) == Declaration("a.*", function, subscriber=True, queue="q", retry=OWN)
+    assert only(router) == Declaration("a.*", function, Options(queue="q", retry=OWN), subscriber=True)
 
 
 def test_a_broadcast_is_delivered_at_most_once() -> None:
     router = Router()
     router.subscriber("config.#", broadcast=True)(function)
     assert only(router).broadcast
-    assert only(router).retry == Retry(max_retries=0)
+    assert only(router).options.retry == Retry(max_retries=0)
     with pytest.raises(ConfigurationError, match="at most once"):
         router.subscriber("config.#", broadcast=True, retry=OWN)
+    with pytest.raises(ConfigurationError, match="at most once"):
+        router.subscriber("config.#", broadcast=True, queue=Queue(message_ttl=1))
 
 
 @pytest.mark.parametrize("topic", ["", ".", "a..b", "a.*", "#", "x" * 256])
@@ -87,15 +90,16 @@ def test_what_cannot_be_a_pattern_is_refused_where_it_is_written(pattern: str) -
 
 @pytest.mark.parametrize("queue", ["", "x" * 201, "ü" * 101, "\ud800"])
 def test_what_cannot_name_a_queue_is_refused(queue: str) -> None:
-    for declare in (Router().handler("a.topic", queue=queue), Router().subscriber("a.*", queue=queue)):
-        with pytest.raises(ConfigurationError, match="200 bytes"):
-            declare(function)
+    with pytest.raises(ConfigurationError, match="200 bytes"):
+        Router().handler("a.topic", queue=queue)
+    with pytest.raises(ConfigurationError, match="200 bytes"):
+        Router().subscriber("a.*", queue=queue)
 
 
 def test_a_queue_may_have_any_name_that_is_text() -> None:
     router = Router()
     router.handler("a.topic", queue="ü" * 100)(function)
-    assert only(router).queue == "ü" * 100
+    assert only(router).options.queue == "ü" * 100
 
 
 def test_a_decorator_without_its_parentheses_says_so() -> None:
@@ -113,10 +117,10 @@ def test_what_is_included_gets_the_prefix_and_the_policy() -> None:
     orders.subscriber("*")(function)
     root = Router()
     root.include(orders, prefix="orders.")
-    assert [(d.topic, d.retry) for d in root.declarations] == [
-        ("orders.create", SHARED),
-        ("orders.cancel", OWN),
-        ("orders.*", SHARED),
+    assert [(d.topic, d.options.retry, d.job_retry) for d in root.declarations] == [
+        ("orders.create", None, SHARED),
+        ("orders.cancel", OWN, SHARED),
+        ("orders.*", None, SHARED),
     ]
     assert [d.topic for d in orders.declarations] == ["create", "cancel", "*"]
 
@@ -126,7 +130,7 @@ def test_prefixes_add_up_and_the_inner_policy_wins() -> None:
     inner.handler("c")(function)
     middle.include(inner, prefix="b.")
     outer.include(middle, prefix="a.")
-    assert (only(outer).topic, only(outer).retry) == ("a.b.c", OWN)
+    assert (only(outer).topic, only(outer).job_retry) == ("a.b.c", OWN)
 
 
 def test_a_prefix_that_makes_no_topic_is_refused() -> None:

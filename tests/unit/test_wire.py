@@ -32,7 +32,7 @@ text = st.text(st.characters(exclude_categories=("Cs",)))
 name = text.filter(bool)
 scalar = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | text
 plain = st.recursive(scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=4)
-KNOWN = {"v", "id", "sent", "attempt", "deadline", "expires", "correlation", "causation", "failure"}
+KNOWN = {"v", "id", "sent", "attempt", "deadline", "expires", "due", "correlation", "causation", "key", "failure"}
 
 envelopes = st.builds(
     Envelope,
@@ -73,11 +73,11 @@ def test_an_envelope_arrives_as_it_left(envelope: Envelope) -> None:
     assert decode_envelope(request(envelope.encode()), NOW) == envelope
 
 
-def test_the_next_attempt_differs_in_its_number_only() -> None:
-    envelope = Envelope("i", NOW, 3, 1.5, 2.5, "root", "cause", {"reason": "failed"}, {"later": 1})
-    again = envelope.next_attempt()
-    assert again.attempt == envelope.attempt + 1
-    again.attempt = envelope.attempt
+def test_the_next_attempt_differs_in_its_number_and_its_time_only() -> None:
+    envelope = Envelope("i", NOW, 3, 1.5, 2.5, 3.5, "root", "cause", {"reason": "failed"}, {"later": 1})
+    again = envelope.next_attempt(NOW)
+    assert (again.attempt, again.due_at) == (envelope.attempt + 1, NOW)
+    again.attempt, again.due_at = envelope.attempt, envelope.due_at
     assert again == envelope
 
 
@@ -95,7 +95,7 @@ def test_fields_that_say_nothing_do_not_travel() -> None:
 def test_fields_of_a_later_version_are_kept_but_never_replace_ours() -> None:
     envelope = decode_envelope(request(meta(sent=1, shape={"round": [True]})), NOW)
     assert envelope.unknown == {"shape": {"round": [True]}}
-    assert json.loads(envelope.next_attempt().encode())["shape"] == {"round": [True]}
+    assert json.loads(envelope.next_attempt(NOW).encode())["shape"] == {"round": [True]}
     envelope.unknown["id"] = "somebody else"
     assert json.loads(envelope.encode())["id"] == "i"
 
@@ -182,7 +182,7 @@ def test_any_header_is_read_or_refused_and_can_be_sent_on(header: str) -> None:
         envelope = decode_envelope(request(header), NOW)
     except CodecError:
         return
-    assert decode_envelope(request(envelope.next_attempt().encode()), NOW).attempt == envelope.attempt + 1
+    assert decode_envelope(request(envelope.next_attempt(NOW).encode()), NOW).attempt == envelope.attempt + 1
     assert envelope.dead({"reason": "failed"}).encode()
 
 

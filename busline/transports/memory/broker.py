@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from busline.clock import Clock, SystemClock
@@ -25,7 +25,7 @@ _MACHINE = SystemClock()
 def check(messages: Iterable[Message]) -> None:
     """Raise `MessageTooLarge` or `ConfigurationError` for what no queue here takes."""
     for message in messages:
-        size = len(message.body) + len(message.meta.encode())
+        size = len(message.body) + len(message.meta.encode(errors="surrogatepass"))
         if size > MAX_BYTES:
             raise MessageTooLarge(size, MAX_BYTES)
         if not 0 <= message.priority <= PRIORITIES:
@@ -47,7 +47,7 @@ class MemoryBroker:
         self._inboxes: dict[str, Callable[[Message], None]] = {}
 
     def limits(self) -> Limits:
-        """The same for every queue."""
+        """Of a queue that was told nothing special."""
         return Limits(
             max_delay=float("inf"),
             max_release_delay=float("inf"),
@@ -61,6 +61,11 @@ class MemoryBroker:
             fanout=True,
             ordered=False,
         )
+
+    def limits_of(self, name: str) -> Limits:
+        """Of this queue; raises `QueueNotFound`."""
+        highest = self.queue(name).spec.max_priority
+        return self.limits() if highest is None else replace(self.limits(), priorities=highest)
 
     def queue(self, name: str) -> Queue:
         """The queue of this name; raises `QueueNotFound`."""
@@ -78,11 +83,23 @@ class MemoryBroker:
             return queue
         return self.queue(to.queue)
 
-    def publish(self, topic: str, messages: Iterable[Message]) -> None:
-        """A copy of each to every queue with a pattern that matches."""
-        for queue in self.queues.values():
-            if any(matches(pattern, topic) for pattern in queue.spec.patterns):
-                queue.put(*(Stored(copy(message)) for message in messages))
+    def publish(self, topic: str, messages: Sequence[Message]) -> bool:
+        """A copy of each to every queue with a pattern that matches, or `QueueFull` and none; was there a queue?"""
+        bound = [q for q in self.queues.values() if any(matches(pattern, topic) for pattern in q.spec.patterns)]
+        for queue in bound:
+            queue.check_room(len(messages))
+        for queue in bound:
+            queue.put(*(Stored(_fitted(message, queue.spec)) for message in messages))
+        return bool(bound and messages)
+
+    def verify(self, spec: QueueSpec) -> None:
+        """Raise `QueueNotFound`, or `ConfigurationError` if the queue is not what `spec` says."""
+        found = self.queue(spec.name).spec
+        if unknown := (spec.topics - found.topics) | (spec.patterns - found.patterns):
+            raise ConfigurationError(f"queue {spec.name!r} is passive, and its owner gave it no {sorted(unknown)}")
+        for option in ("ephemeral", "max_priority", "max_length"):
+            if getattr(spec, option) not in (None, False, getattr(found, option)):
+                raise ConfigurationError(f"queue {spec.name!r} is passive, with {option}={getattr(found, option)}")
 
     def declare(self, spec: QueueSpec) -> bool:
         """Make the queue what `spec` says; was it new? All is refused, or all is done."""
@@ -94,9 +111,19 @@ class MemoryBroker:
             return True
         if queue.spec.ephemeral != spec.ephemeral:
             raise ConfigurationError(f"queue {spec.name!r} exists with ephemeral={queue.spec.ephemeral}")
-        self._disown(queue)
-        self._take_over(queue, spec)
+        self._take_over(queue, replace(spec, topics=spec.topics | queue.spec.topics))
         return False
+
+    def check_options(self, spec: QueueSpec) -> None:
+        """Raise `ConfigurationError` for what no queue here can be."""
+        for option in ("kind", "bindings"):
+            if getattr(spec, option):
+                raise ConfigurationError(f"queue {spec.name!r}: only RabbitMQ has {option}, {self.where} has not")
+        highest = self.limits().priorities
+        if spec.max_priority is not None and not 0 <= spec.max_priority <= highest:
+            raise ConfigurationError(f"queue {spec.name!r}: max_priority is {spec.max_priority}, not 0 to {highest}")
+        if spec.max_length is not None and spec.max_length < 1:
+            raise ConfigurationError(f"queue {spec.name!r}: max_length is {spec.max_length}, not 1 or more")
 
     def _check_claims(self, spec: QueueSpec) -> None:
         for topic in spec.topics:
@@ -111,7 +138,7 @@ class MemoryBroker:
         queue.spec = spec
         for topic in spec.topics:
             before = self._owners.get(topic)
-            if before is not None:
+            if before is not None and before is not queue:
                 before.spec = _without(before.spec, topic)
             self._owners[topic] = queue
 
@@ -143,6 +170,14 @@ class MemoryBroker:
             return False
         on_reply(copy(message))
         return True
+
+
+def _fitted(message: Message, spec: QueueSpec) -> Message:
+    """A copy; with the highest priority that the queue knows, if that of the event is higher."""
+    copied = copy(message)
+    if spec.max_priority is not None:
+        copied.priority = min(copied.priority, spec.max_priority)
+    return copied
 
 
 def _without(spec: QueueSpec, topic: str) -> QueueSpec:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from math import inf
 from operator import itemgetter
 
 from busline.clock import Clock, Timer
-from busline.errors import TransportError
+from busline.errors import ConfigurationError, QueueFull, TransportError
 from busline.message import Delivery, Message, QueueSpec, QueueStats
 
 SPREAD = 4
@@ -35,6 +35,7 @@ def copy(message: Message) -> Message:
         message.priority,
         message.delay,
         message.ttl,
+        message.expendable,
     )
 
 
@@ -51,7 +52,7 @@ class Share:
 class Stored:
     """A message in a queue. It is leased while `delivery` is the one that was handed out last."""
 
-    __slots__ = ("deliveries", "delivery", "message", "share", "until")
+    __slots__ = ("deliveries", "delivery", "expires", "message", "share", "until")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -59,6 +60,7 @@ class Stored:
         self.delivery: Delivery | None = None
         self.share: Share | None = None
         self.until = 0.0
+        self.expires = inf
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +138,11 @@ class Ready:
         del lane[index]
         return stored
 
+    def drop(self, over: set[Stored]) -> None:
+        for priority, lane in self._lanes.items():
+            self._lanes[priority] = deque(stored for stored in lane if stored not in over)
+        self.size = sum(map(len, self._lanes.values()))
+
     def __iter__(self) -> Iterator[Stored]:
         for lane in self._lanes.values():
             yield from lane
@@ -157,17 +164,45 @@ class Queue:
         self._ready = Ready(random)
         self._delayed: list[tuple[float, int, Stored]] = []
         self._leased: dict[Stored, None] = {}  # a set that remembers the order, so that a seed decides all
+        self._mortal: dict[Stored, None] = {}  # what waits and is deleted when its ttl has passed
+        self._next_end = inf
         self._waiters: deque[_Waiter] = deque()
         self._sequence = count()
         self._alarm = _Alarm(clock, self._on_time)
 
+    def admit(self, messages: Iterable[Message]) -> None:
+        """Raise what speaks against a send of these messages: `ConfigurationError`, `QueueFull`."""
+        highest = self.spec.max_priority
+        number = 0
+        for message in messages:
+            number += 1
+            if highest is not None and message.priority > highest:
+                raise ConfigurationError(
+                    f"priority {message.priority} is above the max_priority {highest} of queue {self.spec.name!r}"
+                )
+        self.check_room(number)
+
+    def check_room(self, number: int) -> None:
+        """Raise `QueueFull` if not so many more may wait."""
+        most = self.spec.max_length
+        if most is None:
+            return
+        self.expire()
+        if self._ready.size + len(self._delayed) + number > most:
+            raise QueueFull(self.spec.name, most)
+
     def put(self, *arrived: Stored) -> None:
         for stored in arrived:
+            message = stored.message
+            if message.expendable and message.ttl is not None:
+                stored.expires = self._clock.time() + message.ttl
             self.place(stored, stored.message.delay)
         if self._waiters:
             self._dispatch()
 
     def place(self, stored: Stored, delay: float, *, front: bool = False) -> None:
+        if stored.expires < inf and not self._is_kept(stored):
+            return
         if delay > 0.0:
             due = self._clock.time() + delay
             heappush(self._delayed, (due, next(self._sequence), stored))
@@ -175,8 +210,32 @@ class Queue:
         else:
             self._ready.push(stored, front=front)
 
+    def _is_kept(self, stored: Stored) -> bool:
+        if stored.expires <= self._clock.time():
+            return False
+        self._mortal[stored] = None
+        self._next_end = min(self._next_end, stored.expires)
+        self._alarm.at(stored.expires)
+        return True
+
+    def expire(self) -> None:
+        """Forget what waits and has outlived its ttl."""
+        if self._next_end == inf or self._next_end > (now := self._clock.time()):
+            return
+        over = {stored for stored in self._mortal if stored.expires <= now}
+        if over:
+            self._mortal = {stored: None for stored in self._mortal if stored not in over}
+            self._ready.drop(over)
+            self._delayed = [entry for entry in self._delayed if entry[2] not in over]
+            heapify(self._delayed)
+        self._next_end = min((stored.expires for stored in self._mortal), default=inf)
+
     def claim(self, share: Share, most: int) -> list[Delivery]:
         """Lease to `share` what it may have now; maybe nothing."""
+        self.expire()
+        return self._lease_out(share, most)
+
+    def _lease_out(self, share: Share, most: int) -> list[Delivery]:
         number = min(most, share.room, self._ready.size)
         if number <= 0:
             return []
@@ -185,6 +244,8 @@ class Queue:
         return [self._hand_out(self._ready.pop(), share, until) for _ in range(number)]
 
     def _hand_out(self, stored: Stored, share: Share, until: float) -> Delivery:
+        if self._mortal:
+            self._mortal.pop(stored, None)
         stored.deliveries += 1
         stored.share = share
         stored.until = until
@@ -219,8 +280,9 @@ class Queue:
             self.release(*future.result())
 
     def _dispatch(self) -> None:
+        self.expire()
         while self._ready.size and (waiter := self._next_waiter()):
-            waiter.future.set_result(self.claim(waiter.share, waiter.most))
+            waiter.future.set_result(self._lease_out(waiter.share, waiter.most))
 
     def _next_waiter(self) -> _Waiter | None:
         for index, waiter in enumerate(self._waiters):
@@ -295,6 +357,8 @@ class Queue:
         self._gone = error
         self._ready = Ready(self._random)
         self._delayed = []
+        self._mortal = {}
+        self._next_end = inf
         self._alarm.stop()
         for stored in list(self._leased):
             self._take_back(stored)
@@ -304,7 +368,8 @@ class Queue:
         now = self._clock.time()
         for stored in [s for s in self._leased if s.until <= now]:
             self._take_back(stored)
-            self._ready.push(stored, front=True)
+            self.place(stored, 0.0, front=True)
+        self.expire()
         while self._delayed and self._delayed[0][0] <= now:
             self._ready.push(heappop(self._delayed)[2])
         self.dispatch()
@@ -314,9 +379,10 @@ class Queue:
         """Anew, since the loop that the last one was set in may have ended."""
         self._alarm.stop()
         due = min((stored.until for stored in self._leased), default=inf)
-        self._alarm.at(min(due, self._delayed[0][0]) if self._delayed else due)
+        self._alarm.at(min(due, self._next_end, self._delayed[0][0] if self._delayed else inf))
 
     def stats(self) -> QueueStats:
+        self.expire()
         return QueueStats(
             name=self.spec.name,
             ready=self._ready.size,
@@ -330,14 +396,18 @@ class Queue:
 
     def waiting(self, limit: int) -> list[Stored]:
         """The first that would be delivered, delayed ones behind."""
+        self.expire()
         return [*islice(self._ready, limit), *(entry[2] for entry in sorted(self._delayed))][:limit]
 
     def take_waiting(self, limit: float = inf) -> list[tuple[Stored, float]]:
         """Remove up to `limit` messages that nobody holds; each with the seconds that it still has to wait."""
+        self.expire()
         taken: list[tuple[Stored, float]] = []
         while self._ready.size and len(taken) < limit:
             taken.append((self._ready.pop(), 0.0))
         while self._delayed and len(taken) < limit:
             due, _, stored = heappop(self._delayed)
             taken.append((stored, due - self._clock.time()))
+        for stored, _ in taken:
+            self._mortal.pop(stored, None)
         return taken

@@ -98,6 +98,7 @@ class MemoryInbox:
             raise TransportClosed("this inbox was closed")
         check((message,))
         queue = self._broker.route(to)
+        queue.admit((message,))
         call = copy(message)
         call.reply_to = self._address
         queue.put(Stored(call))
@@ -142,11 +143,12 @@ class MemoryTransport:
 
     async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
         broker = self._opened()
-        if not create:
-            broker.queue(queue.name)
-        elif broker.declare(queue) and queue.ephemeral:
+        broker.check_options(queue)
+        if queue.passive:
+            broker.verify(queue)
+        elif create and broker.declare(queue) and queue.ephemeral:
             self._ephemeral.add(queue.name)
-        return broker.limits()
+        return broker.limits_of(queue.name)
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:
         broker = self._opened()
@@ -158,12 +160,13 @@ class MemoryTransport:
         broker = self._opened()
         check(messages)
         queue = broker.route(to)
+        queue.admit(messages)
         queue.put(*[Stored(copy(message)) for message in messages])
 
-    async def publish(self, topic: str, *messages: Message) -> None:
+    async def publish(self, topic: str, *messages: Message) -> bool:
         broker = self._opened()
         check(messages)
-        broker.publish(topic, messages)
+        return broker.publish(topic, messages)
 
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> MemoryConsumer:
         consumer = MemoryConsumer(self, self._opened().queue(queue), slots, prefetch)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from busline.transports.sqlite.session import Session
 
 Row = tuple[Any, ...]
-"""id, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, body."""
+"""id, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, expendable, expires, body."""
 
 
 class Feed:

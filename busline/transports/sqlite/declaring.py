@@ -4,30 +4,65 @@ from __future__ import annotations
 
 import sqlite3
 
-from busline.errors import ConfigurationError
+from busline.errors import ConfigurationError, QueueNotFound
 from busline.message import QueueSpec
 from busline.transports.sqlite import statements as sql
 from busline.transports.sqlite.ledger import Ledger
+from busline.transports.sqlite.schema import count_waiting
 
 _ALL = -1
 """As a LIMIT: none."""
+_FIND = "SELECT id, service, ephemeral, max_priority, max_length FROM queue WHERE name = ?"
+_ADD = "INSERT INTO queue (name, service, ephemeral, owner, max_priority, max_length) VALUES (?, ?, ?, ?, ?, ?)"
+_CHANGE = "UPDATE queue SET service = ?, ephemeral = ?, owner = ?, max_priority = ?, max_length = ? WHERE id = ?"
+_RECOUNT = "UPDATE queue SET waiting = (SELECT count(*) FROM message WHERE queue = ?1 AND token IS NULL) WHERE id = ?1"
+
+PRIORITIES = 10
+
+
+def check_options(spec: QueueSpec, where: str) -> None:
+    """Raise ConfigurationError for what no queue here can be."""
+    for option in ("kind", "bindings"):
+        if getattr(spec, option):
+            raise ConfigurationError(f"queue {spec.name!r}: only RabbitMQ has {option}, {where} has not")
+    if spec.max_priority is not None and not 0 <= spec.max_priority <= PRIORITIES:
+        raise ConfigurationError(f"queue {spec.name!r}: max_priority is {spec.max_priority}, not 0 to {PRIORITIES}")
+    if spec.max_length is not None and spec.max_length < 1:
+        raise ConfigurationError(f"queue {spec.name!r}: max_length is {spec.max_length}, not 1 or more")
+
+
+def verify(db: sqlite3.Connection, spec: QueueSpec, where: str) -> None:
+    """Raise QueueNotFound, or ConfigurationError if the queue is not what `spec` says."""
+    row = db.execute(_FIND, (spec.name,)).fetchone()
+    if row is None:
+        raise QueueNotFound(spec.name, where)
+    queue, _, *found = row
+    topics, patterns = names_of(db, queue)
+    if unknown := (spec.topics - topics) | (spec.patterns - patterns):
+        raise ConfigurationError(f"queue {spec.name!r} is passive, and its owner gave it no {sorted(unknown)}")
+    for option, value in zip(("ephemeral", "max_priority", "max_length"), found, strict=True):
+        if getattr(spec, option) not in (None, False, value):
+            raise ConfigurationError(f"queue {spec.name!r} is passive, with {option}={value}")
 
 
 def declare(db: sqlite3.Connection, ledger: Ledger, spec: QueueSpec, where: str) -> None:
-    """Make the queue and its topics and patterns exactly what `spec` says."""
+    """Make the queue and its patterns what `spec` says, and its topics at least that."""
     _check_owners(db, spec, where)
-    row = db.execute("SELECT id, service, ephemeral FROM queue WHERE name = ?", (spec.name,)).fetchone()
-    owner = ledger.process if spec.ephemeral else None
+    row = db.execute(_FIND, (spec.name,)).fetchone()
+    values = (spec.service, spec.ephemeral, ledger.process if spec.ephemeral else None)
+    options = (spec.max_priority, spec.max_length)
     if row is None:
-        values = (spec.name, spec.service, spec.ephemeral, owner)
-        cursor = db.execute("INSERT INTO queue (name, service, ephemeral, owner) VALUES (?, ?, ?, ?)", values)
-        queue = int(cursor.lastrowid or 0)
+        queue = int(db.execute(_ADD, (spec.name, *values, *options)).lastrowid or 0)
     else:
         queue = row[0]
-        if not spec.ephemeral and row[1:] == (spec.service, 0) and names_of(db, queue) == (spec.topics, spec.patterns):
+        same = not spec.ephemeral and row[1:] == (spec.service, 0, *options)
+        topics, patterns = names_of(db, queue)
+        if same and topics >= spec.topics and patterns == spec.patterns:
             return
-        changes = (spec.service, spec.ephemeral, owner, queue)
-        db.execute("UPDATE queue SET service = ?, ephemeral = ?, owner = ? WHERE id = ?", changes)
+        db.execute(_CHANGE, (*values, *options, queue))
+    if spec.max_length is not None and (row is None or row[4] is None):
+        count_waiting(db)
+        db.execute(_RECOUNT, (queue,))
     _set_names(db, queue, spec)
     ledger.names.changed()
 
@@ -80,7 +115,6 @@ def names_of(db: sqlite3.Connection, queue: int) -> tuple[frozenset[str], frozen
 
 
 def _set_names(db: sqlite3.Connection, queue: int, spec: QueueSpec) -> None:
-    db.execute("DELETE FROM topic WHERE queue = ?", (queue,))
     db.execute("DELETE FROM pattern WHERE queue = ?", (queue,))
     db.executemany("INSERT OR REPLACE INTO topic (topic, queue) VALUES (?, ?)", [(t, queue) for t in spec.topics])
     db.executemany("INSERT INTO pattern (pattern, queue) VALUES (?, ?)", [(p, queue) for p in spec.patterns])

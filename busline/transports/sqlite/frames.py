@@ -30,7 +30,10 @@ def read_wake(frame: bytes) -> tuple[int, float]:
 
 
 def reply(inbox: int, message: Message) -> bytes:
-    """A message, whole, for one of the inboxes that the process has had."""
+    """A message, whole, for one of the inboxes that the process has had.
+
+    Only `delay` and `expendable` stay behind: they say how a message waits in a queue, and a reply waits in none.
+    """
     headers = json.dumps(dict(message.headers), ensure_ascii=False) if message.headers else None
     texts = (message.topic, message.meta, headers, message.correlation_id, message.reply_to)
     parts = [None if text is None else text.encode() for text in texts]

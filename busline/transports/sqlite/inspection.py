@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -11,13 +12,11 @@ from typing import Any
 from busline.message import Message, QueueStats
 from busline.transports.sqlite import statements as sql
 from busline.transports.sqlite.declaring import names_of
+from busline.transports.sqlite.door import SLICE, expire
 from busline.transports.sqlite.engine import Engine
 from busline.transports.sqlite.ledger import Ledger
 
-SLICE = 500
-"""Messages deleted or moved in one transaction."""
-
-_COLUMNS = "due, topic, meta, headers, correlation_id, reply_to, priority, ttl, body"
+_COLUMNS = "due, topic, meta, headers, correlation_id, reply_to, priority, ttl, expendable, body"
 _PEEK_READY = (
     f"SELECT {_COLUMNS} FROM message INDEXED BY ready"
     " WHERE queue = ? AND due IS NULL ORDER BY priority DESC, id LIMIT ?"
@@ -62,10 +61,21 @@ def _stats(db: sqlite3.Connection, queue: int, name: str, ephemeral: int) -> Que
 class Inspection:
     """Peek, purge and move, each step a transaction of the engine."""
 
-    def __init__(self, db: sqlite3.Connection, ledger: Ledger, engine: Engine) -> None:
+    def __init__(self, db: sqlite3.Connection, ledger: Ledger, engine: Engine, where: str) -> None:
         self._db = db
         self._ledger = ledger
         self._engine = engine
+        self._where = where
+
+    async def sweep(self) -> None:
+        """Delete what has outlived its ttl; looks first, which costs a read."""
+        while self._finds_expired():
+            await self._engine.run(lambda: expire(self._db))
+
+    async def stats(self) -> Sequence[QueueStats]:
+        """See `Inspectable`."""
+        await self.sweep()
+        return await asyncio.to_thread(read_stats, self._where)
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
         """See `Inspectable`. A delayed message has what is left of its delay."""
@@ -75,6 +85,7 @@ class Inspection:
             rows = self._db.execute(_PEEK_READY, (number, limit)).fetchall()
             return rows + self._db.execute(_PEEK_DELAYED, (number, limit - len(rows))).fetchall()
 
+        await self.sweep()
         now = time.time()
         return [_message(row, now) for row in await self._engine.run(read)]
 
@@ -87,10 +98,12 @@ class Inspection:
                 self._db.execute(delete, parameters).rowcount for delete in (sql.DELETE_READY, sql.DELETE_DELAYED)
             )
 
+        await self.sweep()
         return await self._in_slices(purge)
 
     async def move(self, source: str, to: str, limit: int) -> int:
         """See `Inspectable`."""
+        await self.sweep()
         moved = 0
         while moved < limit:
             size = min(SLICE, limit - moved)
@@ -112,6 +125,12 @@ class Inspection:
             self._ledger.delayed(taking, self._ledger.next_due(taking))
         return ready + delayed
 
+    def _finds_expired(self) -> bool:
+        try:
+            return self._db.execute(sql.PEEK_EXPIRED, (time.time(),)).fetchone() is not None
+        except sqlite3.Error:  # the next round looks again
+            return False
+
     async def _in_slices(self, step: Callable[[], int]) -> int:
         total = 0
         while done := await self._engine.run(step):
@@ -120,7 +139,7 @@ class Inspection:
 
 
 def _message(row: tuple[Any, ...], now: float) -> Message:
-    due, topic, meta, headers, correlation_id, reply_to, priority, ttl, body = row
+    due, topic, meta, headers, correlation_id, reply_to, priority, ttl, expendable, body = row
     delay = max(0.0, due - now) if due is not None else 0.0
     decoded = json.loads(headers) if headers else {}
-    return Message(topic, body, meta, decoded, correlation_id, reply_to, priority, delay, ttl)
+    return Message(topic, body, meta, decoded, correlation_id, reply_to, priority, delay, ttl, expendable == 1)

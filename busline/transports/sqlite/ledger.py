@@ -11,17 +11,22 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from busline.message import Delivery, Message
+from busline.message import Delivery, Destination, Message
 from busline.transports.sqlite import statements as sql
 from busline.transports.sqlite.consumer import Feed, Row
+from busline.transports.sqlite.door import SLICE, Door, check_priorities, fitted
 from busline.transports.sqlite.names import Names
 
 PROMOTE_AT_MOST = 500
 """Due messages made ready in one transaction; the rest in the next."""
+MAX_BATCH = 500
+"""Messages of one send that are stored in one transaction."""
 _FOREVER = float("inf")
+_EXPIRES = 10
+"""The place of that column in a `Row`."""
 
 Send = Callable[[int, int, float], None]
 """(process, queue, due): a wake-up if due is 0, else word of a message that will be due then."""
@@ -39,6 +44,7 @@ class Ledger:
         self.tell: Send = lambda process, queue, due: None
         self._db = db
         self._lease = lease
+        self._door = Door(db)
         self._acked = 0
         self._rows: list[tuple[Any, ...]] = []
         self._arrived: dict[int, int] = {}
@@ -60,20 +66,53 @@ class Ledger:
             self._db.executemany(sql.ACK, [delivery.receipt for delivery in self.acks])
             self._acked = len(self.acks)
 
-    def insert(self, queue: int, messages: Iterable[Message], reply_to: str | None = None) -> None:
-        """Store messages; `reply_to` replaces theirs."""
+    def send(self, to: Destination, messages: Sequence[Message], done: int = 0, reply_to: str | None = None) -> int:
+        """Store those behind the first `done`, a batch at most; how many are done now? `reply_to` replaces theirs.
+
+        A queue with bounds takes all at once or none.
+        """
+        queue = self.names.destination(to)
+        if bounds := self.names.bounds(queue):
+            part = messages[done:]
+            check_priorities(bounds, part)
+            self._door.check_room(queue, bounds, len(part))
+            self._door.let_in(queue, len(part))
+        else:
+            part = messages[done : done + MAX_BATCH]
+        self._insert(queue, part, reply_to)
+        return done + len(part)
+
+    def publish(self, topic: str, messages: Sequence[Message], done: int = 0) -> int:
+        """The same for every queue that is bound; 0 if none is."""
+        queues = self.names.subscribers(topic)
+        bounded = [(queue, bounds) for queue in queues if (bounds := self.names.bounds(queue))]
+        part = messages[done:] if bounded else messages[done : done + MAX_BATCH]
+        for queue, bounds in bounded:
+            self._door.check_room(queue, bounds, len(part))
+        for queue, _ in bounded:
+            self._door.let_in(queue, len(part))
+        for queue in queues:
+            own = self.names.bounds(queue)
+            self._insert(queue, fitted(own, part) if own else part)
+        return done + len(part) if queues else 0
+
+    def _insert(self, queue: int, messages: Iterable[Message], reply_to: str | None = None) -> None:
         rows, count, now = self._rows, 0, 0.0
         for message in messages:
-            due = None
+            due = expires = None
             if message.delay > 0:
                 now = now or time.time()
                 due = now + message.delay
                 self.delayed(queue, due)
             else:
                 count += 1
+            if message.ttl is not None and (message.expendable or reply_to or message.reply_to):
+                now = now or time.time()
+                expires = now + message.ttl
             headers = json.dumps(dict(message.headers), ensure_ascii=False) if message.headers else None
             text = (message.topic, message.meta, headers, message.correlation_id, reply_to or message.reply_to)
-            rows.append((queue, message.priority, due, *text, message.ttl, message.body))
+            flag = 1 if message.expendable else 0  # sqlite3 takes 0.6 µs to find out what a bool is
+            rows.append((queue, message.priority, due, *text, message.ttl, flag, expires, message.body))
         if count:
             self.arrived(queue, count)
 
@@ -150,6 +189,7 @@ class Ledger:
 
     def _reset(self) -> None:
         self._acked = 0
+        self._door.reset()
         self._rows.clear()
         self._arrived.clear()
         self._delayed.clear()
@@ -182,12 +222,25 @@ class Ledger:
         wanted = feed.wanted()
         rows: list[Row] = []
         if self._db.execute(sql.PEEK_READY, (feed.queue,)).fetchone():
-            token, until = secrets.randbits(63), time.time() + self._lease
+            token, now = secrets.randbits(63), time.time()
+            until = now + self._lease
             rows = self._db.execute(sql.CLAIM, (token, self.process, until, feed.queue, wanted)).fetchall()
             rows.sort(key=_place)
-            self._claimed.append((feed, rows, token, until))
+            self._claimed.append((feed, self._without_late(feed.queue, rows, token, now), token, until))
         if len(rows) < wanted:
             self._wait(feed)
+
+    def _without_late(self, queue: int, rows: list[Row], token: int, now: float) -> list[Row]:
+        """Those that are still of use; the others, calls and expendable messages, are dropped.
+
+        So are others like them at the head of the queue. What comes behind is for the next transaction to claim.
+        """
+        late = [(row[0], token) for row in rows if row[_EXPIRES] is not None and row[_EXPIRES] <= now]
+        if not late:
+            return rows
+        self._db.executemany(sql.ACK, late)
+        self._db.execute(sql.DROP_LATE, (now, queue, SLICE))
+        return [row for row in rows if (row[0], token) not in late]
 
     def _wait(self, feed: Feed) -> None:
         marked = self._db.execute(sql.SET_WAITING, (time.time(), feed.queue, self.process))
@@ -230,8 +283,7 @@ def _place(row: Row) -> tuple[int, int]:
 
 
 def _delivery(queue: str, row: Row, token: int, until: float) -> Delivery:
-    id_, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, body = row
-    message = Message(
-        topic, body, meta, json.loads(headers) if headers else {}, correlation_id, reply_to, priority, 0.0, ttl
-    )
+    id_, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, expendable, _, body = row
+    decoded = json.loads(headers) if headers else {}
+    message = Message(topic, body, meta, decoded, correlation_id, reply_to, priority, 0.0, ttl, expendable == 1)
     return Delivery(message, queue, (id_, token), deliveries, until)

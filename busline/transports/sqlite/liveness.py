@@ -46,6 +46,44 @@ class RunFiles:
             socket.parent.chmod(_searchable(self.mode))
         self.address = str(socket)
 
+    def restore(self) -> bool:
+        """Make again what somebody has deleted: then the socket is missing, and True is returned. Raises OSError."""
+        if self._is_there() and os.path.exists(self.address):
+            return False
+        if not self._is_there():
+            self._lock_anew()
+        socket = Path(self.address)
+        if socket.parent != self.folder:
+            self._make(socket.parent)
+        socket.unlink(missing_ok=True)
+        return True
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._lock))
+        except FileNotFoundError:
+            return False
+
+    def _lock_anew(self) -> None:
+        # Under its name it appears locked: an unlocked one would be a dead process's to whoever looks meanwhile.
+        self._make(self.folder)
+        fresh = self._lock.with_suffix(".new")
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT, self.mode)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(fd, self.mode)
+            fresh.rename(self._lock)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd = fd
+
+    def _make(self, folder: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            folder.chmod(_searchable(self.mode))
+
     def let_go(self) -> None:
         """Only close the lock file, as the end of the process does."""
         _held.discard(self)
@@ -61,9 +99,7 @@ class RunFiles:
             self.folder.rmdir()
 
     def _try_take(self) -> int:
-        with contextlib.suppress(FileExistsError):
-            self.folder.mkdir()
-            self.folder.chmod(_searchable(self.mode))
+        self._make(self.folder)
         try:
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, self.mode)
         except FileNotFoundError:  # the last of the others has removed the folder meanwhile

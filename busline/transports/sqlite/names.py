@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 
 from busline.errors import NoHandler, QueueNotFound
 from busline.message import Destination, ToTopic
@@ -10,6 +11,15 @@ from busline.topics import matches
 
 _MOST = 10_000
 """Names remembered at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a queue was told not to take."""
+
+    name: str
+    max_priority: int | None
+    max_length: int | None
 
 
 class Names:
@@ -27,6 +37,7 @@ class Names:
         self._topics: dict[str, int] = {}
         self._patterns: list[tuple[str, int]] | None = None
         self._subscribers: dict[str, tuple[int, ...]] = {}
+        self._bounds: dict[int, Bounds] | None = None
 
     def begin(self) -> None:
         """A transaction begins; others may have changed anything."""
@@ -77,6 +88,25 @@ class Names:
             self._subscribers[topic] = found
         return found
 
+    def is_unheard(self, topic: str) -> bool:
+        """Is nobody bound to a pattern that matches, by what is committed at this moment? For use outside.
+
+        Somebody who was bound when we looked last is taken to be there still; the transaction will tell.
+        """
+        if self._subscribers.get(topic):
+            return False
+        self.begin()
+        return not self.subscribers(topic)
+
+    def bounds(self, queue: int) -> Bounds | None:
+        """Of the queue with this id, which was just found by one of the others."""
+        if self._bounds is None:
+            columns = "id, name, max_priority, max_length"
+            bounded = "max_priority IS NOT NULL OR max_length IS NOT NULL"
+            rows = self._db.execute(f"SELECT {columns} FROM queue WHERE {bounded}")
+            self._bounds = {id_: Bounds(*bounds) for id_, *bounds in rows}
+        return self._bounds.get(queue)
+
     def _check(self) -> None:
         if self._checked:
             return
@@ -91,3 +121,4 @@ class Names:
         self._topics.clear()
         self._subscribers.clear()
         self._patterns = None
+        self._bounds = None

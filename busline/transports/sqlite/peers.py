@@ -144,7 +144,10 @@ class Peers:
         self._server: asyncio.Server | None = None
 
     async def listen(self, path: str, mode: int) -> None:
-        """Take frames at the socket `path`, from whoever `mode` lets. Raises OSError."""
+        """Take frames at the socket `path`, from whoever `mode` lets; no more at the one of before. Raises OSError."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.setblocking(False)

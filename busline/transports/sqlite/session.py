@@ -16,6 +16,7 @@ from busline.transports.sqlite import frames
 from busline.transports.sqlite.consumer import Feed, SqliteConsumer
 from busline.transports.sqlite.declaring import forget_process
 from busline.transports.sqlite.engine import Engine
+from busline.transports.sqlite.faults import as_transport_error
 from busline.transports.sqlite.inspection import Inspection
 from busline.transports.sqlite.ledger import Ledger
 from busline.transports.sqlite.liveness import RunFiles
@@ -41,7 +42,7 @@ class Session:
         self.ledger = Ledger(db, Names(db, where), lease)
         self.sync = WalSync(where)
         self.engine = Engine(db, self.ledger, self.sync, where)
-        self.inspection = Inspection(db, self.ledger, self.engine)
+        self.inspection = Inspection(db, self.ledger, self.engine, where)
         self.peers = Peers(self._address_of, self._receive)
         self._inboxes: dict[int, Callable[[Message], None]] = {}
         self._inbox_numbers = itertools.count(1)
@@ -126,7 +127,23 @@ class Session:
             return True
         if not (self.peers.knows(process) or await self.engine.run(lambda: self.peers.reach(process))):
             return False
-        return self.peers.send(process, frames.reply(inbox, message))
+        try:
+            frame = frames.reply(inbox, message)
+        except UnicodeEncodeError as error:
+            raise as_transport_error(error, self.where) from error
+        return self.peers.send(process, frame)
+
+    def is_unheard(self, topic: str) -> bool:
+        """Is nobody bound, as far as that can be seen without a transaction?"""
+        try:
+            return self.ledger.names.is_unheard(topic)
+        except sqlite3.Error:
+            return False
+
+    async def restore_files(self) -> None:
+        """If somebody has deleted our lock or our socket, be visible again. Raises OSError."""
+        if self.files.restore():
+            await self.peers.listen(self.files.address, self.files.mode)
 
     def next_due(self, queue: int) -> float:
         """When the clock alone makes a message of the queue ready; 0.0 if that cannot be read now."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 INSERT = (
-    "INSERT INTO message (queue, priority, due, topic, meta, headers, correlation_id, reply_to, ttl, body)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO message (queue, priority, due, topic, meta, headers, correlation_id, reply_to, ttl, expendable,"
+    " expires, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 PEEK_READY = "SELECT 1 FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL LIMIT 1"
 CLAIM = (
     "UPDATE message SET token = ?, owner = ?, due = ?, deliveries = deliveries + 1 WHERE id IN ("
     " SELECT id FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL ORDER BY priority DESC, id LIMIT ?)"
-    " RETURNING id, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, body"
+    " RETURNING id, deliveries, priority, topic, meta, headers, correlation_id, reply_to, ttl, expendable, expires,"
+    " body"
 )
 ACK = "DELETE FROM message WHERE id = ? AND token = ?"
 RELEASE = (
@@ -36,6 +37,20 @@ END_LEASES = (
 END_LEASES_OF_OWNER = (
     "UPDATE message SET due = NULL, token = NULL, owner = NULL, deliveries = deliveries - ? WHERE id IN ("
     " SELECT id FROM message INDEXED BY leased WHERE token IS NOT NULL AND owner = ?) RETURNING queue"
+)
+
+COUNT_WAITING = "SELECT waiting FROM queue WHERE id = ?"
+PEEK_EXPIRED = (
+    "SELECT 1 FROM message INDEXED BY expiring"
+    " WHERE expendable AND expires <= ? AND token IS NULL ORDER BY expires LIMIT 1"
+)
+EXPIRE = (
+    "DELETE FROM message WHERE id IN ("
+    " SELECT id FROM message INDEXED BY expiring WHERE expendable AND expires <= ? AND token IS NULL LIMIT ?)"
+)
+DROP_LATE = (
+    "DELETE FROM message WHERE expires <= ? AND id IN ("
+    " SELECT id FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL ORDER BY priority DESC, id LIMIT ?)"
 )
 
 SET_WAITING = "UPDATE consumer SET waiting = ? WHERE queue = ? AND process = ?"

@@ -7,21 +7,20 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from urllib.parse import parse_qsl, unquote
 
 from busline.errors import ConfigurationError, MessageTooLarge, QueueNotFound, TransportClosed
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats
 from busline.transports.sqlite.connecting import connect
 from busline.transports.sqlite.consumer import SqliteConsumer
-from busline.transports.sqlite.declaring import declare, remove
-from busline.transports.sqlite.inspection import read_stats
+from busline.transports.sqlite.declaring import PRIORITIES, check_options, declare, remove, verify
+from busline.transports.sqlite.ledger import MAX_BATCH
 from busline.transports.sqlite.session import Session
 
 DEFAULT_LEASE = 10.0
 """Seconds. Only for a process that hangs: one that dies is noticed by its file lock."""
 MAX_BYTES = 16 * 1024 * 1024
-MAX_BATCH = 500
-PRIORITIES = 10
 
 
 def from_url(url: str) -> SqliteTransport:
@@ -96,14 +95,17 @@ class SqliteTransport:
     async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
         session = self._opened()
 
-        def attach() -> None:
-            if create:
+        def attach() -> Limits:
+            if queue.passive:
+                verify(session.db, queue, self._path)
+            elif create:
                 declare(session.db, session.ledger, queue, self._path)
-            else:
-                session.ledger.names.queue(queue.name)
+            bounds = session.ledger.names.bounds(session.ledger.names.queue(queue.name))
+            highest = bounds.max_priority if bounds else None
+            return self._limits if highest is None else replace(self._limits, priorities=highest)
 
-        await session.engine.run(attach, durable=create)
-        return self._limits
+        check_options(queue, self._path)
+        return await session.engine.run(attach, durable=create and not queue.passive)
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:
         session = self._opened()
@@ -123,24 +125,23 @@ class SqliteTransport:
         session = self._opened()
         for message in messages:
             _check(message)
-        insert = session.ledger.insert
-        destination = session.ledger.names.destination
-        for start in range(0, len(messages), MAX_BATCH):
-            part = messages[start : start + MAX_BATCH]
-            await session.engine.run(lambda part=part: insert(destination(to), part), durable=True)  # type: ignore[misc]
+        send, done = session.ledger.send, 0
+        while done < len(messages):
+            done = await session.engine.run(lambda: send(to, messages, done), durable=True)  # noqa: B023  # run before the next turn
 
-    async def publish(self, topic: str, *messages: Message) -> None:
+    async def publish(self, topic: str, *messages: Message) -> bool:
         session = self._opened()
         for message in messages:
             _check(message)
-
-        def publish(part: Sequence[Message]) -> None:
-            for queue in session.ledger.names.subscribers(topic):
-                session.ledger.insert(queue, part)
-
-        for start in range(0, len(messages), MAX_BATCH):
-            part = messages[start : start + MAX_BATCH]
-            await session.engine.run(lambda part=part: publish(part), durable=True)  # type: ignore[misc]
+        if session.is_unheard(topic):
+            return False
+        publish, done = session.ledger.publish, 0
+        while done < len(messages):
+            stored = await session.engine.run(lambda: publish(topic, messages, done), durable=True)  # noqa: B023  # as above
+            if not stored:
+                break
+            done = stored
+        return done > 0
 
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> SqliteConsumer:
         return await self._opened().consume(queue, slots, prefetch)
@@ -159,8 +160,7 @@ class SqliteTransport:
         return self._session.engine.health()
 
     async def stats(self) -> Sequence[QueueStats]:
-        self._opened()
-        return await asyncio.to_thread(read_stats, self._path)
+        return await self._opened().inspection.stats()
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
         return await self._opened().inspection.peek(queue, limit)
@@ -207,7 +207,7 @@ class SqliteInbox:
             raise TransportClosed(f"the inbox {self._address} is closed")
         _check(message)
         ledger = self._session.ledger
-        await self._session.engine.run(lambda: ledger.insert(ledger.names.destination(to), (message,), self._address))
+        await self._session.engine.run(lambda: ledger.send(to, (message,), 0, self._address))
 
     async def aclose(self) -> None:
         self._closed = True
@@ -215,7 +215,8 @@ class SqliteInbox:
 
 
 def _check(message: Message) -> None:
-    size = len(message.body) + len(message.meta)
+    meta = message.meta
+    size = len(message.body) + (len(meta) if meta.isascii() else len(meta.encode(errors="surrogatepass")))
     if size > MAX_BYTES:
         raise MessageTooLarge(size, MAX_BYTES)
     if not 0 <= message.priority <= PRIORITIES:

@@ -1,4 +1,4 @@
-"""The slow round of a process: find the dead by their locks, and make up for wake-ups that were lost."""
+"""The slow round of a process: find the dead by their locks, delete what expired, make up for lost wake-ups."""
 
 from __future__ import annotations
 
@@ -81,8 +81,10 @@ class Watch:
         while True:
             await asyncio.sleep(PERIOD * random.uniform(0.75, 1.25))
             try:
+                await self._session.restore_files()
                 await self.reap()
                 self._look_again()
+                await self._session.inspection.sweep()
             except BuslineError:
                 continue  # an operation failed, and the engine knows
             except (sqlite3.Error, OSError) as error:

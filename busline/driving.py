@@ -1,0 +1,58 @@
+"""Running a handler in the slot's own task: in context variables of its own, interruptible at its await point."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context as Variables
+from typing import Any
+
+
+class Drive(Awaitable[Any]):
+    """Awaits a coroutine in the current task, but in other context variables. A task would cost 8 µs more.
+
+    `interrupt` raises an exception inside the coroutine, where it awaits. Whatever it awaits sees a cancellation, so
+    the exception must be an `asyncio.CancelledError` for `wait_for`, `gather` and task groups to clean up behind it.
+    """
+
+    __slots__ = ("_coroutine", "_interruption", "_run", "_task")
+
+    def __init__(self, variables: Variables, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._run: Callable[..., Any] = variables.run
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        self._interruption: asyncio.CancelledError | None = None
+
+    def interrupt(self, error: asyncio.CancelledError) -> None:
+        """Raise `error` inside the coroutine as soon as the loop turns; it must be waiting for something."""
+        if self._task is not None and self._interruption is None:
+            self._interruption = error
+            self._task.cancel()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._task = asyncio.current_task()
+        run, send, throw = self._run, self._coroutine.send, self._coroutine.throw
+        step, argument = send, None
+        while True:
+            try:
+                awaited = run(step, argument)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                argument = yield awaited
+                step = send
+            except GeneratorExit:
+                run(self._coroutine.close)
+                raise
+            except asyncio.CancelledError as error:
+                step, argument = throw, self._translated(error)
+            except BaseException as error:
+                step, argument = throw, error
+
+    def _translated(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The interruption, if that is what the cancellation stands for; then the task counts as not cancelled."""
+        interruption, self._interruption = self._interruption, None
+        if interruption is None or self._task is None:
+            return error
+        self._task.uncancel()
+        return interruption

@@ -1,0 +1,47 @@
+"""Where a message goes when its sender says more than its topic. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from busline.errors import ConfigurationError
+from busline.message import Destination, ToQueue, ToTopic
+from busline.topics import check_pattern, matches
+
+FALLBACK = "#"
+"""The route that is taken only where the transport knows no owner of the topic."""
+
+
+class Routes:
+    """Patterns and queues: the first match overrides who owns a topic, `"#"` is for topics that nobody owns."""
+
+    __slots__ = ("_routes", "fallback")
+
+    def __init__(self, routes: Mapping[str, str] | None) -> None:
+        given = {check_pattern(pattern): queue for pattern, queue in (routes or {}).items()}
+        self.fallback = given.pop(FALLBACK, None)
+        """The queue of the fallback, or None."""
+        self._routes = given
+
+    def to(self, topic: str, queue: str | None) -> Destination:
+        """A queue that was named, the first route that matches, or the owner of the topic."""
+        if queue is not None:
+            return ToQueue(queue)
+        for pattern, target in self._routes.items():
+            if matches(pattern, topic):
+                return ToQueue(target)
+        return ToTopic(topic)
+
+
+def seconds_until(delay: float | None, eta: datetime | None, now: float) -> float:
+    """The delay that a sender asked for, in either form. Raises ConfigurationError for both, or for neither kind."""
+    if delay is not None and eta is not None:
+        raise ConfigurationError("give delay= or eta=, not both")
+    if eta is not None:
+        if eta.tzinfo is None:
+            raise ConfigurationError("eta= needs a time zone, for example datetime.now(timezone.utc) + timedelta(...)")
+        return max(0.0, eta.timestamp() - now)
+    if delay is not None and not delay >= 0:
+        raise ConfigurationError(f"delay is a number of seconds from 0, not {delay!r}")
+    return delay or 0.0

@@ -1,0 +1,155 @@
+"""Carrying out what was decided about a message, in order; the first effect that fails stops the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+
+from anyio import to_thread
+
+from busline.binding import InvalidPayload
+from busline.context import Context, Verbs
+from busline.errors import BuslineError, CodecError, LeaseLost, MessageTooLarge, TransportError
+from busline.events import Events
+from busline.message import Delivery, Limits, Message, ToQueue
+from busline.outcome import ACK, DeadLetter, Drop, Effect, Effects, Fault, OnFailure, Pause, Release, Reply, Resend
+from busline.registry import QueuePlan
+from busline.telemetry import Telemetry, log
+from busline.transports.base import Consumer, Transport
+from busline.wire import Envelope, encode_error, reply_to
+from busline.work import Work
+
+RELEASE_AFTER_TROUBLE = 1.0
+"""Seconds before a message that could not be settled is offered again."""
+
+
+class Settlement:
+    """Settles the messages of one queue."""
+
+    def __init__(
+        self,
+        plan: QueuePlan,
+        bus: Verbs,
+        transport: Transport,
+        telemetry: Telemetry,
+        events: Events,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._plan = plan
+        self._bus = bus
+        self._transport = transport
+        self._telemetry = telemetry
+        self._events = events
+        self._pause = pause
+        self.limits: Limits | None = None
+        """What the queue can do, once it was attached."""
+
+    async def acked(self, work: Work) -> bool:
+        """Ack before running; False if the message is no longer ours and must not run."""
+        try:
+            await work.consumer.ack(work.delivery, confirm=True)
+        except LeaseLost:
+            self._telemetry.lease_lost(work.delivery)
+            return False
+        except TransportError as error:
+            await self._give_up(work.delivery, work.consumer, error)
+            return False
+        return True
+
+    async def carry_out(self, effects: Effects, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
+        """Every effect in turn. A transport that fails leaves the message to be delivered again."""
+        try:
+            for effect in effects:
+                if effect is ACK:
+                    await consumer.ack(delivery)
+                else:
+                    await self._perform(effect, delivery, envelope, consumer)
+        except LeaseLost:
+            self._telemetry.lease_lost(delivery)
+        except TransportError as error:
+            await self._give_up(delivery, consumer, error)
+
+    async def _perform(self, effect: Effect, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
+        match effect:
+            case Reply(message):
+                await self._reply(delivery, message)
+            case Resend(message):
+                await self._transport.send(ToQueue(delivery.queue), message)
+            case DeadLetter(message, fault):
+                await self._bury(delivery, envelope, message, fault)
+            case OnFailure(error):
+                await self._tell(delivery, envelope, error, consumer)
+            case Release(delay):
+                await self._release(delivery, envelope, consumer, delay)
+            case Pause(seconds):
+                await self._pause(seconds)
+            case Drop():
+                self._telemetry.stats.expired_calls += 1
+
+    async def _release(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, delay: float) -> None:
+        self._telemetry.stats.released += 1
+        if self.limits is None or delay <= self.limits.max_release_delay:
+            await consumer.release(delivery, delay=delay)
+            return
+        copy = replace(delivery.message, delay=delay, meta=envelope.encode())
+        await self._transport.send(ToQueue(delivery.queue), copy)
+        await consumer.ack(delivery)
+
+    async def _reply(self, delivery: Delivery, message: Message) -> None:
+        address = delivery.message.reply_to or ""
+        try:
+            delivered = await self._transport.reply(address, message)
+        except MessageTooLarge as error:
+            text = f"the result does not fit into a reply: {error}"
+            body = encode_error("busline.too_large", text, {"size": error.size, "limit": error.limit})
+            delivered = await self._transport.reply(address, reply_to(delivery.message, "error", body))
+        if not delivered:
+            self._telemetry.stats.replies_to_nobody += 1
+
+    async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
+        dead = self._plan.dead_letters
+        if dead is not None:
+            await self._transport.send(ToQueue(dead.name), message)
+        where = dead.name if dead else "nowhere, as the queue is ephemeral"
+        self._telemetry.dead_lettered(delivery, envelope, fault, where)
+        facts = {"reason": fault.reason, "type": fault.type, "message": fault.message, "queue": delivery.queue}
+        first_at = envelope.sent_at
+        self._events.emit("fault", delivery.message.topic, envelope, **facts, dead_letter=where, first_at=first_at)
+
+    async def _tell(self, delivery: Delivery, envelope: Envelope, error: BaseException, consumer: Consumer) -> None:
+        """Call the handler's `on_failure`; what it sends through its context leaves when it returns."""
+        handler = self._plan.find(delivery.message.topic)
+        if handler is None or handler.on_failure is None:
+            return
+        binding = handler.on_failure
+        work = Work(delivery, envelope, handler, consumer)
+        work.settle_by("its final failure")
+        context = Context(self._bus, delivery, envelope, work)
+        try:
+            arguments = binding.arguments(binding.parse(delivery.message.body), context, error)
+            if binding.is_async:
+                await binding.function(**arguments)
+            else:
+                await to_thread.run_sync(partial(binding.function, **arguments))
+            await work.flush(self._transport)
+        except (InvalidPayload, CodecError) as unreadable:
+            self._log_failure(delivery, envelope, "was not called, the payload does not fit it", unreadable)
+        except Exception as failure:  # its failure must not lose the message whose failure it was told of
+            self._log_failure(delivery, envelope, "failed", failure)
+
+    def _log_failure(self, delivery: Delivery, envelope: Envelope, what: str, error: Exception) -> None:
+        log.error(
+            "on_failure of %s %s for %s: %s",
+            *(delivery.message.topic, what, envelope.id, error),
+            extra={"event": "on_failure_failed", "id": envelope.id, "topic": delivery.message.topic},
+            exc_info=error,
+        )
+
+    async def _give_up(self, delivery: Delivery, consumer: Consumer, error: TransportError) -> None:
+        self._telemetry.unsettled(delivery, error)
+        try:
+            longest = self.limits.max_release_delay if self.limits else 0.0
+            await consumer.release(delivery, delay=min(RELEASE_AFTER_TROUBLE, longest))
+        except BuslineError as again:
+            self._telemetry.unsettled(delivery, again)
