@@ -24,14 +24,14 @@ from busline.errors import (
     TransportClosed,
 )
 from busline.events import Events
-from busline.handling import Services, Settings
 from busline.message import Job, Message, ToQueue
 from busline.outbox import Departure
 from busline.registry import Plan
 from busline.replies import result_of
 from busline.retry import Retry
 from busline.router import Router
-from busline.routes import Routes, seconds_until
+from busline.routes import Routes, check_seconds, seconds_until
+from busline.services import Services, Settings
 from busline.telemetry import Stats, Telemetry, log
 from busline.topics import Topic, check_topic
 from busline.transports import from_url
@@ -296,6 +296,7 @@ class Bus(Router):
         body = self._encode(payload)
         now = self._clock.time()
         timeout, deadline = self._deadline(topic, timeout, now)
+        check_topic(topic)
         envelope = self._envelope(now)
         envelope.deadline, envelope.key = deadline, idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
@@ -413,16 +414,11 @@ class Bus(Router):
         now: float,
     ) -> Message:
         if ttl is not None:
-            if not ttl > 0:
-                raise ConfigurationError(f"ttl is a positive number of seconds, not {ttl!r}")
-            envelope.expires_at = now + ttl
+            envelope.expires_at = now + check_seconds("ttl", ttl)
         return Message(topic, self._encode(payload), envelope.encode(), headers or {}, ttl=ttl)
 
     def _deadline(self, topic: str, timeout: float | None, now: float) -> tuple[float, float]:
-        if timeout is None:
-            timeout = self._call_timeout
-        if not timeout > 0:
-            raise ConfigurationError(f"timeout is a positive number of seconds, not {timeout!r}")
+        timeout = check_seconds("timeout", self._call_timeout if timeout is None else timeout)
         cause = CURRENT.get()
         if cause is not None and cause.deadline is not None:
             timeout = min(timeout, cause.deadline - now)

@@ -7,21 +7,25 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context as Variables
 from typing import Any
 
+from busline.errors import SoftTimeLimitExceeded
+
 
 class Drive(Awaitable[Any]):
     """Awaits a coroutine in the current task, but in other context variables. A task would cost 8 µs more.
 
     `interrupt` raises an exception inside the coroutine, where it awaits. Whatever it awaits sees a cancellation, so
     the exception must be an `asyncio.CancelledError` for `wait_for`, `gather` and task groups to clean up behind it.
+    What the coroutine lets through of it comes out as itself, also where `asyncio.TaskGroup` has put it into a group.
     """
 
-    __slots__ = ("_coroutine", "_interruption", "_run", "_task")
+    __slots__ = ("_coroutine", "_interruption", "_raised", "_run", "_task")
 
     def __init__(self, variables: Variables, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._run: Callable[..., Any] = variables.run
         self._coroutine = coroutine
         self._task: asyncio.Task[Any] | None = None
         self._interruption: asyncio.CancelledError | None = None
+        self._raised: asyncio.CancelledError | None = None
 
     def interrupt(self, error: asyncio.CancelledError) -> None:
         """Raise `error` inside the coroutine as soon as the loop turns; it must be waiting for something."""
@@ -38,9 +42,13 @@ class Drive(Awaitable[Any]):
                 awaited = run(step, argument)
             except StopIteration as stop:
                 return stop.value
+            except BaseExceptionGroup as group:
+                raise self._alone(group) from None
             try:
                 argument = yield awaited
                 step = send
+                if self._interruption is not None:  # a task that was awaited has ignored its cancellation
+                    step, argument = throw, self._translated(self._interruption)
             except GeneratorExit:
                 run(self._coroutine.close)
                 raise
@@ -55,4 +63,24 @@ class Drive(Awaitable[Any]):
         if interruption is None or self._task is None:
             return error
         self._task.uncancel()
+        self._raised = interruption
         return interruption
+
+    def _alone(self, group: BaseExceptionGroup[BaseException]) -> BaseException:
+        """The interruption, if nothing else is in the group."""
+        if self._raised is None or group.split(lambda error: error is self._raised)[1] is not None:
+            return group
+        return self._raised
+
+
+def ends_task(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """`error` is not the handler's own: its task is being cancelled, or nobody runs it any more and it is closed.
+
+    A handler may raise anything. A soft time limit that it lets through is its failure also if a cancellation waits:
+    that comes again at the next await.
+    """
+    if task is None or isinstance(error, SoftTimeLimitExceeded):
+        return False
+    if isinstance(error, asyncio.CancelledError):
+        return task.cancelling() > 0
+    return isinstance(error, GeneratorExit) and asyncio.current_task(task.get_loop()) is not task

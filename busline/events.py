@@ -10,17 +10,23 @@ import asyncio
 from collections import deque
 from typing import Any
 
+import anyio
+
 from busline.clock import Clock
 from busline.codec import encode
-from busline.errors import BuslineError
+from busline.errors import CodecError
 from busline.message import Message
 from busline.telemetry import log
 from busline.topics import MAX_TOPIC_BYTES
 from busline.transports.base import Transport
-from busline.wire import Envelope, new_id
+from busline.wire import Envelope, new_id, text_of
 
 DEAF = 5.0
 """Seconds for which an event that reached nobody is not published again; a new subscriber waits so long at most."""
+REMEMBERED = 10_000
+"""Kinds and topics of events that are known to reach nobody; beyond, all are tried anew."""
+CLOSING = 5.0
+"""Seconds that publishing what waits may take when the bus is closed."""
 BACKLOG = 10_000
 """Events that wait to be published; beyond, the oldest are dropped and counted."""
 
@@ -28,42 +34,51 @@ BACKLOG = 10_000
 class Events:
     """Publishes what happens to messages. One per open bus; `aclose` lets what waits leave first."""
 
-    __slots__ = ("_backlog", "_clock", "_deaf_until", "_task", "_transport", "dropped")
+    __slots__ = ("_backlog", "_deaf_until", "_now", "_task", "_transport", "dropped")
 
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
-        self._clock = clock
-        self._backlog: deque[Message] = deque(maxlen=BACKLOG)
-        self._deaf_until: dict[str, float] = {}
+        self._backlog: deque[tuple[tuple[str, str], Message]] = deque(maxlen=BACKLOG)
+        self._now = clock.time
+        self._deaf_until: dict[tuple[str, str], float] = {}
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
 
     def emit(self, kind: str, topic: str, envelope: Envelope, **fields: Any) -> None:
         """`kind` ("event.started", "fault", …) happened to a message of `topic`; our own topics are left out."""
+        now = self._now()
+        if self._deaf_until.get((kind, topic), 0.0) > now:
+            return
         name = f"busline.{kind}.{topic}"
-        now = self._clock.time()
-        if self._deaf_until.get(name, 0.0) > now or topic.startswith("busline.") or len(name) > MAX_TOPIC_BYTES // 2:
+        if topic.startswith("busline.") or len(name.encode()) > MAX_TOPIC_BYTES:
             return
         self.dropped += len(self._backlog) == BACKLOG
-        body = encode({"id": envelope.id, "topic": topic, "attempt": envelope.attempt, "at": now, **fields})
+        try:
+            body = encode({"id": envelope.id, "topic": topic, "attempt": envelope.attempt, "at": now, **fields})
+        except CodecError:  # a text in it that is none
+            self.dropped += 1
+            return
         cause = Envelope(new_id(), now, correlation_id=envelope.correlation_id or envelope.id, causation_id=envelope.id)
-        self._backlog.append(Message(name, body, cause.encode()))
+        self._backlog.append(((kind, topic), Message(name, body, cause.encode())))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._publish(), name="busline events")
 
     async def _publish(self) -> None:
         while self._backlog:
-            message = self._backlog.popleft()
+            key, message = self._backlog.popleft()
             try:
                 heard = await self._transport.publish(message.topic, message)
-            except BuslineError as error:
-                log.info("an event could not be published: %s", error, extra={"event": "event_lost"})
+            except Exception as error:  # nothing that goes wrong here may harm the work that is told of
+                log.info("an event could not be published: %s", text_of(error), extra={"event": "event_lost"})
                 heard = False
             if not heard:
-                self._deaf_until[message.topic] = self._clock.time() + DEAF
+                if len(self._deaf_until) >= REMEMBERED:
+                    self._deaf_until.clear()
+                self._deaf_until[key] = self._now() + DEAF
 
     async def aclose(self) -> None:
-        """Publish what waits. Idempotent."""
-        if self._task is not None:
-            await self._task
-            self._task = None
+        """Publish what waits, as far as the broker takes it within `CLOSING` seconds. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            with anyio.move_on_after(CLOSING):
+                await task

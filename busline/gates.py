@@ -6,7 +6,7 @@ the consumer is resized to nothing, so that messages stay at the broker and burn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import anyio
 
@@ -22,26 +22,22 @@ class Gate:
         self._queue = queue
         self._clock = clock
         self._on_change = on_change
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        """Why it is closed: name → explanation. Empty when it is open."""
         self.opened = anyio.Event()
         """Set while it is open; a slot waits for it before it asks for a message."""
         self.opened.set()
         self._pauses: dict[str, float] = {}
 
-    @property
-    def reasons(self) -> Mapping[str, str]:
-        """Why it is closed: name → explanation. Empty when it is open."""
-        return self._reasons
-
     def close(self, name: str, why: str) -> None:
         """Keep it closed until `open(name)`."""
-        if name in self._reasons:
+        if name in self.reasons:
             return
-        self._reasons[name] = why
+        self.reasons[name] = why
         log.warning(
             "queue %s is paused: %s", self._queue, why, extra={"event": "paused", "queue": self._queue, "reason": name}
         )
-        if len(self._reasons) == 1:
+        if len(self.reasons) == 1:
             self.opened = anyio.Event()
             self._on_change()
 
@@ -56,9 +52,9 @@ class Gate:
 
     def open(self, name: str) -> None:
         """Take this reason back."""
-        if self._reasons.pop(name, None) is None:
+        if self.reasons.pop(name, None) is None:
             return
-        if not self._reasons:
+        if not self.reasons:
             log.info("queue %s is resumed", self._queue, extra={"event": "resumed", "queue": self._queue})
             self.opened.set()
             self._on_change()

@@ -5,72 +5,34 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
-
-from anyio import CapacityLimiter
 
 from busline import outcome
 from busline.binding import InvalidPayload
-from busline.clock import Clock
-from busline.context import Verbs
+from busline.driving import ends_task
 from busline.errors import (
     CodecError,
     MessageTooLarge,
     RetryLater,
     TimeLimitExceeded,
 )
-from busline.events import Events
 from busline.gates import Gate
 from busline.limits import FailureWindow
 from busline.message import Delivery, Limits
 from busline.outcome import Effects, Fault, Release, Resend, RunAgain, Terms
-from busline.registry import ErrorRegistry, Handler, QueuePlan
+from busline.registry import Handler, QueuePlan
 from busline.retry import NO_RETRY
-from busline.running import Alarm, Runner
+from busline.running import Runner
+from busline.services import Services
 from busline.settling import Settlement
-from busline.telemetry import Telemetry
-from busline.transports.base import Consumer, Transport
-from busline.wheel import Wheel
+from busline.transports.base import Consumer
 from busline.wire import Envelope, decode_envelope, new_id, text_of
-from busline.work import Why, Work
+from busline.work import EARLY_ACK, OWN_ACK, Why, Work
 
 REMEMBERED_UNKNOWN = 10_000
 """Messages of unknown topics whose first sight is remembered; beyond, the oldest start their grace anew."""
 PARKED = 5.0
 """Seconds for which a job waits as a delayed copy while its queue answers that it is unavailable."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The bus's own limits, as given to its constructor."""
-
-    max_body_bytes: int
-    max_deliveries: int
-    unknown_grace: float
-    max_clock_skew: float
-
-
-@dataclass(slots=True, eq=False)
-class Services:
-    """What handling a message takes, shared by all queues of a worker."""
-
-    bus: Verbs
-    transport: Transport
-    clock: Clock
-    errors: ErrorRegistry
-    telemetry: Telemetry
-    events: Events
-    settings: Settings
-    alarms: Wheel[Alarm]
-    """Time limits, and calls whose callers should be told after a while that they have been started."""
-    threads: CapacityLimiter
-    notify: Callable[[Delivery], None]
-    """Tell the caller that its call has been started."""
-    on_stuck: Callable[[str], None]
-    """A handler cannot be ended: its process should be replaced."""
-    on_message: Callable[[], None] | None = None
-    """Told of each message that is taken."""
 
 
 class SlotLike(Protocol):
@@ -92,6 +54,7 @@ class Handling:
         self._services = services
         self._now = services.clock.time
         self._telemetry = services.telemetry
+        self._emit = services.events.emit
         self._gate = gate
         self._first_seen: OrderedDict[str, float] = OrderedDict()
         breaker = plan.options.breaker
@@ -103,10 +66,8 @@ class Handling:
             message_ttl=plan.queue.message_ttl,
             dead_letter_ttl=plan.queue.dead_letter_ttl,
         )
-        self._runner = Runner(services.bus, services.clock, services.alarms, services.threads, services.notify)
-        self._settlement = Settlement(
-            plan, services.bus, services.transport, services.telemetry, services.events, pause
-        )
+        self._runner = Runner(services)
+        self._settlement = Settlement(plan, self._terms, services, pause)
         self.unavailable: dict[str, str] = {}
         """Why callers are told that the queue cannot work now; empty while it can."""
 
@@ -123,40 +84,36 @@ class Handling:
             envelope = Envelope(new_id(), now)
             effects = self._unreadable(delivery, envelope, error, "undecodable", now)
         else:
-            self._services.events.emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
-            effects = outcome.admit(delivery, envelope, self._terms, now=now) or ()
-            if not effects:
-                await self._begin(delivery, envelope, consumer, slot, now)
+            self._emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
+            admitted = outcome.admit(delivery, envelope, self._terms, now=now)
+            work = admitted or self._begin(delivery, envelope, consumer, now)
+            if isinstance(work, Work):
+                slot.work = work
+                await self._attempt(work, slot)
+                slot.work = None
                 return
+            effects = work
         await self._settlement.carry_out(effects, delivery, envelope, consumer)
 
-    async def _begin(
-        self, delivery: Delivery, envelope: Envelope, consumer: Consumer, slot: SlotLike, now: float
-    ) -> None:
-        """Admitted: find the handler, read the payload, run."""
+    def _begin(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, now: float) -> Work | Effects:
+        """Admitted: find the handler and read the payload, or what to do instead."""
         handler = self._plan.find(delivery.message.topic)
         if self.unavailable:
             why = "; ".join(self.unavailable.values())
-            effects = outcome.unavailable(delivery, envelope, why=why, again_in=PARKED, now=now)
-        elif handler is None:
-            effects = self._unknown_topic(delivery, envelope, now)
-        else:
-            try:
-                payload = self._read(handler, delivery)
-            except (InvalidPayload, CodecError, MessageTooLarge) as error:
-                effects = self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
-            else:
-                slot.work = Work(delivery, envelope, handler, consumer)
-                await self._attempt(slot.work, payload, slot)
-                slot.work = None
-                return
-        await self._settlement.carry_out(effects, delivery, envelope, consumer)
+            return outcome.unavailable(delivery, envelope, why=why, again_in=PARKED, now=now)
+        if handler is None:
+            return self._unknown_topic(delivery, envelope, now)
+        try:
+            payload = self._read(handler, delivery.message.body)
+        except (InvalidPayload, CodecError, MessageTooLarge) as error:
+            return self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
+        return Work(delivery, envelope, handler, consumer, payload)
 
-    def _read(self, handler: Handler, delivery: Delivery) -> Any:
-        size, limit = len(delivery.message.body), self._services.settings.max_body_bytes
-        if size > limit:
-            raise MessageTooLarge(size, limit)
-        return handler.binding.parse(delivery.message.body)
+    def _read(self, handler: Handler, body: bytes) -> Any:
+        limit = self._services.settings.max_body_bytes
+        if len(body) > limit:
+            raise MessageTooLarge(len(body), limit)
+        return handler.binding.parse(body)
 
     def _unreadable(
         self, delivery: Delivery, envelope: Envelope, error: Exception, reason: outcome.Reason, now: float
@@ -178,33 +135,38 @@ class Handling:
             del self._first_seen[key]
         return effects
 
-    async def _attempt(self, work: Work, payload: Any, slot: SlotLike) -> None:
+    async def _attempt(self, work: Work, slot: SlotLike) -> None:
         """Run until there is an outcome other than "once more, at once", and settle it."""
-        events, topic = self._services.events, work.delivery.message.topic
+        delivery = work.delivery
         if work.handler.options.ack == "early":
-            work.settle_by("ack='early'")
+            work.settle_by(EARLY_ACK)
             if not await self._settlement.acked(work):
                 return
         while True:
-            events.emit("event.started", topic, work.envelope, queue=work.delivery.queue)
-            effects = await self._run(work, payload, slot)
-            if not (effects and type(effects[0]) is RunAgain):
+            self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
+            effects = await self._run(work, slot)
+            if not effects or type(effects[0]) is not RunAgain:
                 break
             work.envelope, work.outbox = effects[0].envelope, None
-        await self._settle(work, effects)
+        work.over = True
+        if work.settled:
+            effects = self._left_to_do(work, effects)
+        await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer)
 
-    async def _run(self, work: Work, payload: Any, slot: SlotLike) -> Effects:
+    async def _run(self, work: Work, slot: SlotLike) -> Effects:
+        task = asyncio.current_task()
         try:
-            body = await self._runner.run(work, payload, slot)
-            await work.flush(self._services.transport)
+            body = await self._runner.run(work, slot)
+            if work.outbox is not None and work.requeue is None:
+                await work.outbox.flush(self._services.transport)
         except BaseException as error:
-            # A handler may raise anything; a CancelledError is its own unless this very task is being cancelled.
-            if isinstance(error, asyncio.CancelledError) and _being_cancelled():
+            if ends_task(error, task):
                 raise
             return self._failed(work, error)
         self._telemetry.stats.handled += 1
-        self._record(failed=False)
-        self._services.events.emit("event.succeeded", work.delivery.message.topic, work.envelope)
+        if self._window is not None:
+            self._record(self._window, failed=False)
+        self._emit("event.succeeded", work.delivery.message.topic, work.envelope)
         return outcome.succeeded(work.delivery, body)
 
     def _failed(self, work: Work, error: BaseException) -> Effects:
@@ -215,7 +177,8 @@ class Handling:
             retry = NO_RETRY  # The handler has decided what becomes of the message.
         fault = outcome.fault_of(error, self._services.errors.describe(error))
         effects = outcome.failed(delivery, envelope, error, fault, self._terms, retry=retry, now=self._now())
-        self._record(failed=True)
+        if self._window is not None:
+            self._record(self._window, failed=True)
         self._tell_failure(work, error, effects, retry.attempts)
         return effects
 
@@ -231,34 +194,24 @@ class Handling:
             self._telemetry.retried(delivery, envelope, error, attempts, delay)
             kind = "event.retried"
         name = type(error).__name__
-        self._services.events.emit(kind, delivery.message.topic, envelope, error=name, message=text_of(error))
+        self._emit(kind, delivery.message.topic, envelope, error=name, message=text_of(error))
 
-    def _record(self, *, failed: bool) -> None:
-        if self._window is None or not self._window.ended(self._now(), failed=failed):
-            return
-        breaker = self._plan.options.breaker
-        assert breaker is not None
-        self._gate.close_for(
-            "breaker", f"at least {breaker.share:.0%} failed within {breaker.window:g} s", breaker.pause
-        )
+    def _record(self, window: FailureWindow, *, failed: bool) -> None:
+        if window.ended(self._now(), failed=failed):
+            breaker = window.breaker
+            why = f"at least {breaker.share:.0%} failed within {breaker.window:g} s"
+            self._gate.close_for("breaker", why, breaker.pause)
 
-    def _as_settled(self, work: Work, effects: Effects) -> Effects:
+    def _left_to_do(self, work: Work, effects: Effects) -> Effects:
         """What is left to do of `effects` for a message that something has settled already."""
-        if not work.settled:
-            return effects
         if work.requeue is not None:
             requeue, delay = work.requeue
             return outcome.nacked(
                 work.delivery, work.envelope, self._terms, requeue=requeue, delay=delay, now=self._now()
             )
-        if work.settled == "ctx.ack()":
+        if work.settled == OWN_ACK:
             return outcome.after_own_ack(effects)
         return outcome.after_early_ack(effects, work.delivery, work.envelope, now=self._now())
-
-    async def _settle(self, work: Work, effects: Effects) -> None:
-        work.over = True
-        effects = self._as_settled(work, effects)
-        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
 
     async def abandoned(self, work: Work, why: Why) -> None:
         """The handler was cancelled; settle what that makes of its message."""
@@ -276,7 +229,9 @@ class Handling:
                 effects = (Resend(message), outcome.ACK)
         else:
             effects = (Release(),)
-        await self._settle(work, effects)
+        if work.settled:
+            effects = self._left_to_do(work, effects)
+        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
 
 
 _REASONS: dict[type[Exception], outcome.Reason] = {
@@ -284,8 +239,3 @@ _REASONS: dict[type[Exception], outcome.Reason] = {
     CodecError: "undecodable",
     MessageTooLarge: "too_large",
 }
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

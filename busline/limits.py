@@ -28,10 +28,10 @@ class Spacing:
 class FailureWindow:
     """Decides when a breaker trips, from what ended within its window."""
 
-    __slots__ = ("_breaker", "_ended", "_failures")
+    __slots__ = ("_ended", "_failures", "breaker")
 
     def __init__(self, breaker: Breaker) -> None:
-        self._breaker = breaker
+        self.breaker = breaker
         self._ended: deque[tuple[float, bool]] = deque()
         self._failures = 0
 
@@ -39,10 +39,10 @@ class FailureWindow:
         """One more ended; True if the breaker trips, and then counting begins anew."""
         self._ended.append((now, failed))
         self._failures += failed
-        while self._ended[0][0] < now - self._breaker.window:
+        while self._ended[0][0] < now - self.breaker.window:
             self._failures -= self._ended.popleft()[1]
         total = len(self._ended)
-        if total < self._breaker.minimum or self._failures < self._breaker.share * total:
+        if total < self.breaker.minimum or self._failures < self.breaker.share * total:
             return False
         self._ended.clear()
         self._failures = 0

@@ -125,19 +125,19 @@ def admit(delivery: Delivery, envelope: Envelope, terms: Terms, *, now: float) -
         return _undeliverable(delivery, envelope, terms, "poison", text, now)
     if envelope.deadline is not None and now > envelope.deadline + terms.skew:
         return (Drop(), ACK)
-    expires_at = _expiry(delivery, envelope, terms)
+    expires_at = _expiry(envelope, terms)
     if expires_at is not None and now > expires_at + terms.skew:
         text = f"its time to live ended {now - expires_at:.1f} s before it could start"
         return _undeliverable(delivery, envelope, terms, "expired", text, now)
     return None
 
 
-def _expiry(delivery: Delivery, envelope: Envelope, terms: Terms) -> float | None:
+def _expiry(envelope: Envelope, terms: Terms) -> float | None:
     """The sender's ttl counts from sending, the queue's from the instant at which it could first be delivered."""
-    limits = [] if envelope.expires_at is None else [envelope.expires_at]
-    if terms.message_ttl is not None:
-        limits.append((envelope.due_at or envelope.sent_at) + terms.message_ttl)
-    return min(limits, default=None)
+    if terms.message_ttl is None:
+        return envelope.expires_at
+    queues = (envelope.due_at or envelope.sent_at) + terms.message_ttl
+    return queues if envelope.expires_at is None else min(queues, envelope.expires_at)
 
 
 def _undeliverable(
@@ -240,7 +240,8 @@ def final(
 def nacked(delivery: Delivery, envelope: Envelope, terms: Terms, *, requeue: bool, delay: float, now: float) -> Effects:
     """The handler gave the message back (`ctx.nack`), or to the dead letters with `requeue=False`."""
     if not requeue:
-        return final(delivery, envelope, Fault("rejected", "busline.rejected", "nacked", {}), terms, now=now)
+        fault = Fault("rejected", "busline.rejected", "nacked", {})
+        return final(delivery, envelope, fault, terms, now=now, error=Reject("nacked"))
     return (Release(delay),)
 
 
@@ -261,6 +262,21 @@ def after_own_ack(effects: Effects) -> Effects:
 def later(delivery: Delivery, envelope: Envelope, *, delay: float, now: float) -> Message:
     """A copy of the same attempt that can be delivered after `delay` seconds."""
     return replace(delivery.message, meta=replace(envelope, due_at=now + delay).encode(), delay=delay)
+
+
+def shorter_letters(
+    delivery: Delivery, envelope: Envelope, fault: Fault, terms: Terms, *, now: float
+) -> tuple[Message, ...]:
+    """The dead letter with less and less of its story, for a body that is close to the broker's limit: without the
+    traceback, without the error's text, without any story, and at last with the metadata that it came with."""
+    silent = replace(fault, traceback="", message="")
+    without_text = dead_letter(delivery, envelope, silent, terms, now)
+    return (
+        dead_letter(delivery, envelope, replace(fault, traceback=""), terms, now),
+        without_text,
+        replace(without_text, meta=envelope.dead({}).encode()),
+        replace(without_text, meta=delivery.message.meta),
+    )
 
 
 def dead_letter(delivery: Delivery, envelope: Envelope, fault: Fault, terms: Terms, now: float) -> Message:

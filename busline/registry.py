@@ -53,11 +53,14 @@ class Handler:
     job_retry: Retry
     """For all others."""
     on_failure: Binding | None = None
+    options: Options = field(init=False)
+    """As declared."""
+    limited: bool = field(init=False)
+    """It has a time limit."""
 
-    @property
-    def options(self) -> Options:
-        """As declared."""
-        return self.declaration.options
+    def __post_init__(self) -> None:
+        options = self.options = self.declaration.options
+        self.limited = options.soft_time_limit is not None or options.time_limit is not None
 
 
 @dataclass(slots=True, eq=False)

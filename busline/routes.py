@@ -11,6 +11,8 @@ from busline.topics import check_pattern, matches
 
 FALLBACK = "#"
 """The route that is taken only where the transport knows no owner of the topic."""
+LONGEST = 1e12
+"""Seconds beyond which a time is a mistake, among them infinity; no calendar date is so far away."""
 
 
 class Routes:
@@ -42,6 +44,13 @@ def seconds_until(delay: float | None, eta: datetime | None, now: float) -> floa
         if eta.tzinfo is None:
             raise ConfigurationError("eta= needs a time zone, for example datetime.now(timezone.utc) + timedelta(...)")
         return max(0.0, eta.timestamp() - now)
-    if delay is not None and not delay >= 0:
+    if delay is not None and not 0 <= delay <= LONGEST:
         raise ConfigurationError(f"delay is a number of seconds from 0, not {delay!r}")
     return delay or 0.0
+
+
+def check_seconds(name: str, figure: float) -> float:
+    """Return `figure`, or raise ConfigurationError if it is not a positive number of seconds."""
+    if not 0 < figure <= LONGEST:
+        raise ConfigurationError(f"{name} is a positive number of seconds, not {figure!r}")
+    return figure

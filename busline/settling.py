@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from anyio import to_thread
-
 from busline.binding import InvalidPayload
-from busline.context import Context, Verbs
+from busline.context import Context
+from busline.driving import ends_task
 from busline.errors import BuslineError, CodecError, LeaseLost, MessageTooLarge, TransportError
-from busline.events import Events
 from busline.message import Delivery, Limits, Message, ToQueue
-from busline.outcome import ACK, DeadLetter, Drop, Effect, Effects, Fault, OnFailure, Pause, Release, Reply, Resend
+from busline.outcome import (
+    ACK,
+    DeadLetter,
+    Drop,
+    Effect,
+    Effects,
+    Fault,
+    OnFailure,
+    Pause,
+    Release,
+    Reply,
+    Resend,
+    Terms,
+    final,
+    shorter_letters,
+)
 from busline.registry import QueuePlan
-from busline.telemetry import Telemetry, log
-from busline.transports.base import Consumer, Transport
-from busline.wire import Envelope, encode_error, reply_to
+from busline.running import call_apart
+from busline.services import Services
+from busline.telemetry import log
+from busline.transports.base import Consumer
+from busline.wire import Envelope, encode_error, reply_to, text_of
 from busline.work import Work
 
 RELEASE_AFTER_TROUBLE = 1.0
 """Seconds before a message that could not be settled is offered again."""
+RELEASE_IF_TOO_LARGE = 600.0
+"""The same for one that fits nowhere else, not even as it came: its queue is the one place that can keep it."""
 
 
 class Settlement:
     """Settles the messages of one queue."""
 
     def __init__(
-        self,
-        plan: QueuePlan,
-        bus: Verbs,
-        transport: Transport,
-        telemetry: Telemetry,
-        events: Events,
-        pause: Callable[[float], Awaitable[None]],
+        self, plan: QueuePlan, terms: Terms, services: Services, pause: Callable[[float], Awaitable[None]]
     ) -> None:
         self._plan = plan
-        self._bus = bus
-        self._transport = transport
-        self._telemetry = telemetry
-        self._events = events
+        self._terms = terms
+        self._services = services
+        self._transport = services.transport
+        self._telemetry = services.telemetry
+        self._now = services.clock.time
         self._pause = pause
         self.limits: Limits | None = None
         """What the queue can do, once it was attached."""
@@ -63,11 +76,13 @@ class Settlement:
             for effect in effects:
                 if effect is ACK:
                     await consumer.ack(delivery)
+                elif type(effect) is Reply:
+                    await self._reply(delivery, effect.message)
                 else:
                     await self._perform(effect, delivery, envelope, consumer)
         except LeaseLost:
             self._telemetry.lease_lost(delivery)
-        except TransportError as error:
+        except BuslineError as error:
             await self._give_up(delivery, consumer, error)
 
     async def _perform(self, effect: Effect, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
@@ -75,7 +90,7 @@ class Settlement:
             case Reply(message):
                 await self._reply(delivery, message)
             case Resend(message):
-                await self._transport.send(ToQueue(delivery.queue), message)
+                await self._resend(delivery, envelope, message, consumer)
             case DeadLetter(message, fault):
                 await self._bury(delivery, envelope, message, fault)
             case OnFailure(error):
@@ -86,6 +101,19 @@ class Settlement:
                 await self._pause(seconds)
             case Drop():
                 self._telemetry.stats.expired_calls += 1
+
+    async def _resend(self, delivery: Delivery, envelope: Envelope, message: Message, consumer: Consumer) -> None:
+        if self.limits is not None and message.priority > self.limits.priorities:
+            # Its sender took the priority from elsewhere, and the broker counts it as the highest that it knows.
+            message = replace(message, priority=self.limits.priorities)
+        try:
+            await self._transport.send(ToQueue(delivery.queue), message)
+        except MessageTooLarge as error:
+            # The next attempt says a little more than this one. What cannot be sent again has come to its end.
+            fault = Fault("too_large", "busline.too_large", f"it cannot be tried again: {error}", {})
+            for effect in final(delivery, envelope, fault, self._terms, now=self._now(), error=error):
+                if effect is not ACK:
+                    await self._perform(effect, delivery, envelope, consumer)
 
     async def _release(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, delay: float) -> None:
         self._telemetry.stats.released += 1
@@ -110,46 +138,65 @@ class Settlement:
     async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
         dead = self._plan.dead_letters
         if dead is not None:
-            await self._transport.send(ToQueue(dead.name), message)
+            await self._keep(dead.name, delivery, envelope, message, fault)
         where = dead.name if dead else "nowhere, as the queue is ephemeral"
         self._telemetry.dead_lettered(delivery, envelope, fault, where)
         facts = {"reason": fault.reason, "type": fault.type, "message": fault.message, "queue": delivery.queue}
         first_at = envelope.sent_at
-        self._events.emit("fault", delivery.message.topic, envelope, **facts, dead_letter=where, first_at=first_at)
+        self._services.events.emit(
+            "fault", delivery.message.topic, envelope, **facts, dead_letter=where, first_at=first_at
+        )
+
+    async def _keep(self, queue: str, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
+        """With as much of its story as fits beside a body that is close to the broker's limit."""
+        try:
+            await self._transport.send(ToQueue(queue), message)
+            return
+        except MessageTooLarge as error:
+            shorter = shorter_letters(delivery, envelope, fault, self._terms, now=self._now())
+            for letter in shorter[:-1]:
+                try:
+                    await self._transport.send(ToQueue(queue), letter)
+                    break
+                except MessageTooLarge:
+                    continue
+            else:
+                await self._transport.send(ToQueue(queue), shorter[-1])
+            self._telemetry.shortened(delivery, envelope, error)
 
     async def _tell(self, delivery: Delivery, envelope: Envelope, error: BaseException, consumer: Consumer) -> None:
         """Call the handler's `on_failure`; what it sends through its context leaves when it returns."""
         handler = self._plan.find(delivery.message.topic)
         if handler is None or handler.on_failure is None:
             return
-        binding = handler.on_failure
+        binding, task = handler.on_failure, asyncio.current_task()
         work = Work(delivery, envelope, handler, consumer)
         work.settle_by("its final failure")
-        context = Context(self._bus, delivery, envelope, work)
+        context = Context(self._services.bus, delivery, envelope, work)
         try:
             arguments = binding.arguments(binding.parse(delivery.message.body), context, error)
-            if binding.is_async:
-                await binding.function(**arguments)
-            else:
-                await to_thread.run_sync(partial(binding.function, **arguments))
+            await call_apart(partial(binding.function, **arguments), context, binding.is_async, self._services.threads)
             await work.flush(self._transport)
         except (InvalidPayload, CodecError) as unreadable:
             self._log_failure(delivery, envelope, "was not called, the payload does not fit it", unreadable)
-        except Exception as failure:  # its failure must not lose the message whose failure it was told of
+        except BaseException as failure:  # its failure must not lose the message whose failure it was told of
+            if ends_task(failure, task):
+                raise
             self._log_failure(delivery, envelope, "failed", failure)
 
-    def _log_failure(self, delivery: Delivery, envelope: Envelope, what: str, error: Exception) -> None:
+    def _log_failure(self, delivery: Delivery, envelope: Envelope, what: str, error: BaseException) -> None:
         log.error(
             "on_failure of %s %s for %s: %s",
-            *(delivery.message.topic, what, envelope.id, error),
+            *(delivery.message.topic, what, envelope.id, text_of(error)),
             extra={"event": "on_failure_failed", "id": envelope.id, "topic": delivery.message.topic},
             exc_info=error,
         )
 
-    async def _give_up(self, delivery: Delivery, consumer: Consumer, error: TransportError) -> None:
+    async def _give_up(self, delivery: Delivery, consumer: Consumer, error: BuslineError) -> None:
         self._telemetry.unsettled(delivery, error)
+        wanted = RELEASE_IF_TOO_LARGE if isinstance(error, MessageTooLarge) else RELEASE_AFTER_TROUBLE
         try:
             longest = self.limits.max_release_delay if self.limits else 0.0
-            await consumer.release(delivery, delay=min(RELEASE_AFTER_TROUBLE, longest))
+            await consumer.release(delivery, delay=min(wanted, longest))
         except BuslineError as again:
             self._telemetry.unsettled(delivery, again)

@@ -13,12 +13,13 @@ from anyio import CancelScope, create_task_group
 
 from busline.errors import ConfigurationError, TransportClosed, TransportError
 from busline.gates import Gate, HealthGate
-from busline.handling import Handling, Services
+from busline.handling import Handling
 from busline.lease import LeaseKeeper
 from busline.limits import Spacing
 from busline.message import Delivery, Limits
 from busline.options import parse_rate
 from busline.registry import QueuePlan
+from busline.services import Services
 from busline.telemetry import log
 from busline.transports.base import Consumer
 from busline.work import Why, Work
@@ -284,7 +285,7 @@ class QueueSlots:
 
     def _on_lost(self, delivery: Delivery) -> None:
         for slot in self._slots:
-            if slot.delivery is delivery:
+            if slot.delivery is delivery and not (slot.work is not None and slot.work.acked):
                 slot.cancel("lost")
 
     # -- the transport ------------------------------------------------------------------------------------------

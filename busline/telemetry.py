@@ -92,6 +92,14 @@ class Telemetry:
             extra=_fields("dead_lettered", delivery, envelope, reason=fault.reason, dead_letter_queue=where),
         )
 
+    def shortened(self, delivery: Delivery, envelope: Envelope, error: BaseException) -> None:
+        """A dead letter that fitted only without its story, or without parts of it."""
+        log.warning(
+            "%s %s is kept without the whole story of its failure: %s",
+            *(delivery.message.topic, envelope.id, error),
+            extra=_fields("shortened", delivery, envelope),
+        )
+
     def lease_lost(self, delivery: Delivery) -> None:
         """A message that somebody else may be working on by now."""
         self.stats.leases_lost += 1

@@ -13,10 +13,11 @@ MAX_TOPIC_BYTES = 255
 """AMQP 0-9-1 routing keys are short strings; the strictest broker sets the limit for all."""
 
 
+@lru_cache(maxsize=4096)
 def check_topic(topic: str) -> str:
     """Return `topic`, or raise ConfigurationError if no broker could carry it."""
-    if not topic or len(topic.encode()) > MAX_TOPIC_BYTES:
-        raise ConfigurationError(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes, this one has {len(topic.encode())}")
+    if not 0 < (size := _size(topic)) <= MAX_TOPIC_BYTES:
+        raise ConfigurationError(f"a topic is text of 1 to {MAX_TOPIC_BYTES} bytes, {topic[:80]!r} has {size}")
     if is_pattern(topic):
         raise ConfigurationError(f"topic {topic!r} is a pattern; only subscribers and routes take `*` and `#`")
     if not all(topic.split(".")):
@@ -27,12 +28,20 @@ def check_topic(topic: str) -> str:
 def check_pattern(pattern: str) -> str:
     """Return `pattern`, or raise ConfigurationError: `*` and `#` stand for whole words."""
     words = pattern.split(".")
-    if not pattern or len(pattern.encode()) > MAX_TOPIC_BYTES or not all(words):
+    if not 0 < _size(pattern) <= MAX_TOPIC_BYTES or not all(words):
         raise ConfigurationError(f"{pattern!r} is not a pattern: dotted words, `*` for one word, `#` for any number")
     for word in words:
         if ("*" in word or "#" in word) and len(word) > 1:
             raise ConfigurationError(f"in pattern {pattern!r}: {word!r} mixes a wildcard with text")
     return pattern
+
+
+def _size(topic: str) -> int:
+    """In bytes; 0 for what is not text: a lone surrogate, as in the names of odd files."""
+    try:
+        return len(topic.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def is_pattern(topic: str) -> bool:

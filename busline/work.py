@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from busline.driving import Drive
 from busline.errors import AlreadySettled
@@ -15,6 +15,9 @@ from busline.wire import Envelope
 
 if TYPE_CHECKING:
     from busline.context import Departure as AnyDeparture
+
+EARLY_ACK = "ack='early'"
+OWN_ACK = "ctx.ack()"
 
 Why = Literal["lost", "time_limit", "leaving"]
 """Why a handler was cancelled: its message is no longer ours, it took too long, the worker leaves."""
@@ -31,16 +34,20 @@ class Work:
         "handler",
         "outbox",
         "over",
+        "payload",
         "requeue",
         "settled",
         "thread",
     )
 
-    def __init__(self, delivery: Delivery, envelope: Envelope, handler: Handler, consumer: Consumer) -> None:
+    def __init__(
+        self, delivery: Delivery, envelope: Envelope, handler: Handler, consumer: Consumer, payload: Any = None
+    ) -> None:
         self.delivery = delivery
         self.envelope = envelope
         self.handler = handler
         self.consumer = consumer
+        self.payload = payload
         self.drive: Drive | None = None
         self.thread: ThreadRun | None = None
         self.outbox: Outbox | None = None
@@ -50,6 +57,11 @@ class Work:
         """What `ctx.nack` asked for: requeue, delay."""
         self.over = False
         """Its outcome is known."""
+
+    @property
+    def acked(self) -> bool:
+        """It was acked before its outcome is known: there is no lease that could be lost."""
+        return self.settled in (EARLY_ACK, OWN_ACK)
 
     def keep(self, departure: AnyDeparture) -> None:
         """Let it leave when the handler has succeeded."""
@@ -71,7 +83,7 @@ class Work:
 
     async def ack(self) -> None:
         """For `ctx.ack()`."""
-        self.settle_by("ctx.ack()")
+        self.settle_by(OWN_ACK)
         await self.consumer.ack(self.delivery, confirm=True)
 
     async def nack(self, *, requeue: bool, delay: float) -> None:

@@ -21,10 +21,9 @@ from anyio import create_task_group
 from anyio.abc import TaskGroup
 
 from busline.errors import BuslineError, ConfigurationError
-from busline.handling import Services
 from busline.message import Delivery
 from busline.registry import Plan, QueuePlan
-from busline.running import Alarm
+from busline.services import Alarm, Services
 from busline.slots import QueueSlots
 from busline.telemetry import log
 from busline.wheel import Wheel

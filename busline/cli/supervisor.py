@@ -56,16 +56,13 @@ class Child:
         self._lifeline = lifeline
         self._started_at = time.monotonic()
         self.pid = process.pid
+        self.retiring = False
+        """It has said that it takes no further message."""
         self.replaceable = asyncio.Event()
         """It has ended, or retires."""
         self.ended = asyncio.Event()
         self.code: int | None = None
         """Its exit code, negative for a signal; None while it lives."""
-
-    @property
-    def retires(self) -> bool:
-        """It has done its share, and at most finishes what it has."""
-        return self.code is None or self.code == Exit.RECYCLED
 
     @property
     def lived(self) -> float:
@@ -98,6 +95,7 @@ class Child:
                 if READY in news:
                     on_ready()
                 if RETIRING in news:
+                    self.retiring = True
                     self.replaceable.set()
 
 
@@ -143,9 +141,8 @@ class Supervisor:
                 child = await self._start()
                 lives.create_task(self._attend(child), name=f"busline process {child.pid}")
                 await child.replaceable.wait()
-                if not child.retires:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._stop.wait(), back_off.after(child.lived))
+                if child.code not in (None, Exit.RECYCLED):
+                    await self._pause(child, back_off.after(child.lived))
                     continue
                 if retiring is not None:  # so that a place never has more than two processes
                     await retiring.ended.wait()
@@ -174,8 +171,18 @@ class Supervisor:
             self._last_codes.append(code)
         elif code in FATAL or (code > 0 and not self._begun.is_set()):
             self._give_up(code)
-        else:
-            _report(child.pid, code)
+        elif code == Exit.RECYCLED:
+            log.info("worker process %d has retired", child.pid, extra={"event": "recycled", "child": child.pid})
+        elif child.retiring:
+            _warn(child.pid, code, "its successor has begun")
+
+    async def _pause(self, dead: Child, seconds: float) -> None:
+        """Before a dead child is replaced."""
+        if self._stop.is_set() or dead.code is None:
+            return
+        _warn(dead.pid, dead.code, f"another one starts in {seconds:.1f} s")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -216,14 +223,11 @@ def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> N
         loop.call_soon_threadsafe(function)
 
 
-def _report(pid: int, code: int) -> None:
-    if code == Exit.RECYCLED:
-        log.info("worker process %d has retired", pid, extra={"event": "recycled", "child": pid})
-        return
+def _warn(pid: int, code: int, what_next: str) -> None:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}{_meaning(code)}"
     log.warning(
-        "worker process %d %s and is replaced",
-        *(pid, how),
+        "worker process %d %s; %s",
+        *(pid, how, what_next),
         extra={"event": "process_died", "child": pid, "exit_code": code},
     )
 

@@ -1,0 +1,51 @@
+"""What handling a message takes, beside the message; shared by all queues of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anyio import CapacityLimiter
+
+from busline.clock import Clock
+from busline.context import Verbs
+from busline.events import Events
+from busline.message import Delivery
+from busline.registry import ErrorRegistry
+from busline.telemetry import Telemetry
+from busline.transports.base import Transport
+from busline.wheel import Wheel
+
+Alarm = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The bus's own limits, as given to its constructor."""
+
+    max_body_bytes: int
+    max_deliveries: int
+    unknown_grace: float
+    max_clock_skew: float
+
+
+@dataclass(slots=True, eq=False)
+class Services:
+    """Made by the bus when a worker starts."""
+
+    bus: Verbs
+    transport: Transport
+    clock: Clock
+    errors: ErrorRegistry
+    telemetry: Telemetry
+    events: Events
+    settings: Settings
+    alarms: Wheel[Alarm]
+    """Time limits, and calls whose callers should be told after a while that they have been started."""
+    threads: CapacityLimiter
+    notify: Callable[[Delivery], None]
+    """Tell the caller that its call has been started."""
+    on_stuck: Callable[[str], None]
+    """A handler cannot be ended: its process should be replaced."""
+    on_message: Callable[[], None] | None = None
+    """Told of each message that is taken."""
