@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from busline.cli import handlers, logs, verbs, worker
+from busline.cli import handlers, logs, queues, verbs, worker
 from busline.cli.demo import demo
 from busline.cli.dlq import dlq
 from busline.cli.exits import Exit, exit_for, legend
@@ -32,6 +32,8 @@ app.command()(verbs.call)
 app.command()(verbs.send)
 app.command()(verbs.publish)
 app.command()(handlers.handlers)
+app.command()(queues.queues)
+app.command()(queues.purge)
 app.add_typer(dlq)
 app.command()(demo)
 
