@@ -16,28 +16,34 @@ from busline.wire import new_id
 async def run(url: str | None, screen: Screen) -> bool:
     """Play the demo at `url`, or on a fresh SQLite file; True if nothing was lost.
 
-    At a broker of the user's it works under a name of its own, and deletes its queues in the end.
+    At a broker of the user's it works under a name of its own, and deletes its queues in the end. Raises BuslineError
+    if there is no way to the broker.
     """
     with tempfile.TemporaryDirectory(prefix="busline-demo-") as name:
         folder = Path(name)
         service = "demo" if url is None else f"demo-{new_id()[:6]}"
-        try:
-            return await _play(url or f"sqlite:///{folder / 'busline.db'}", service, folder, screen)
-        except (BuslineError, DemoFailed) as error:
-            screen.say(f"the demo ended early: {error}", "bold red")
-            return False
+        url = url or f"sqlite:///{folder / 'busline.db'}"
+        if url.startswith("memory:"):
+            return _ended_early("memory:// lives in one process, and the demo is five; try it without a URL", screen)
+        async with Bus(url) as bus:
+            screen.say(f"busline demo at {bus.transport.where}", "bold")
+            try:
+                return await _play(bus, url, service, folder, screen)
+            except (BuslineError, DemoFailed) as error:
+                return _ended_early(str(error), screen)
 
 
-async def _play(url: str, service: str, folder: Path, screen: Screen) -> bool:
-    if url.startswith("memory:"):
-        raise DemoFailed("memory:// lives in one process, and the demo is five; try it without a URL")
-    async with Bus(url) as bus:
-        screen.say(f"busline demo at {bus.transport.where}", "bold")
-        try:
-            async with workers(url, service, folder) as crew:
-                return await Demo(bus, crew, service, folder, screen).play()
-        finally:
-            await _clear(bus, service)
+async def _play(bus: Bus, url: str, service: str, folder: Path, screen: Screen) -> bool:
+    try:
+        async with workers(url, service, folder) as crew:
+            return await Demo(bus, crew, service, folder, screen).play()
+    finally:
+        await _clear(bus, service)
+
+
+def _ended_early(why: str, screen: Screen) -> bool:
+    screen.say(f"the demo ended early: {why}", "bold red")
+    return False
 
 
 async def _clear(bus: Bus, service: str) -> None:
