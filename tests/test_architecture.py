@@ -41,8 +41,8 @@ LAYERS = [
     ),
     (
         "engines",
-        {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running", "services"}
-        | {"settling", "handling", "slots", "worker", "dead_letters"},
+        {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running"}
+        | {"services", "settling", "handling", "slots", "worker", "dead_letters"},
     ),
     ("façade", {"bus", "router", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from math import inf
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -36,6 +37,9 @@ class Settings:
     connect_timeout: float = 5.0
     kind: Kind = "quorum"
     """Type of the queues that don't name one."""
+    consumer_timeout: float = 1800.0
+    """The broker's own setting, after which it takes back a message that was not acked; inf = never. Naming it here
+    does not change it there: AMQP cannot tell it, and a handler that may run longer is refused at startup."""
     reply: Literal["direct", "queue"] = "direct"
     """Replies by direct reply-to, or by a queue of our own that outlives a lost connection."""
 
@@ -88,13 +92,14 @@ def parse(url: str) -> Settings:
 
 
 def _split(url: str) -> SplitResult:
+    wrong = ConfigurationError("an AMQP URL looks like amqp://user:password@host:5672/vhost")
     try:
         parts = urlsplit(url)
         valid = parts.scheme in PORTS and parts.port != 0
-    except ValueError:
-        valid = False
+    except ValueError as error:
+        raise wrong from error
     if not valid:
-        raise ConfigurationError("an AMQP URL looks like amqp://user:password@host:5672/vhost")
+        raise wrong
     if "/" in parts.path[1:]:
         raise ConfigurationError(f"the virtual host in {parts.path!r} has a slash: write it as %2F")
     if parts.fragment:
@@ -138,6 +143,13 @@ def _seconds(value: str) -> float:
     return seconds
 
 
+def _seconds_or_none(value: str) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < inf:
+        raise ValueError("must be a number of seconds as the broker has it, or 0 if the broker has none")
+    return seconds or inf
+
+
 def _heartbeat(value: str) -> int:
     seconds = int(value)
     if not 1 <= seconds <= 600:
@@ -170,6 +182,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "allow_plaintext": _flag,
     "cafile": _path,
     "connect_timeout": _seconds,
+    "consumer_timeout": _seconds_or_none,
     "heartbeat": _heartbeat,
     "kind": _one_of("quorum", "classic"),
     "reply": _one_of("direct", "queue"),

@@ -97,10 +97,10 @@ def prepare(db: sqlite3.Connection, where: str) -> None:
 
 def _upgrade(db: sqlite3.Connection, where: str) -> None:
     row = db.execute("SELECT version FROM broker").fetchone()
-    found = row[0] if row else "no"
-    if found != VERSION and found not in _UPGRADES:
+    found = row[0] if row else None
+    if not isinstance(found, int) or (found != VERSION and found not in _UPGRADES):
         raise ConfigurationError(
-            f"{where} has schema version {found}, this busline knows {VERSION}; upgrade busline or use another file"
+            f"{where} has schema version {found or 'none'}, this busline knows {VERSION}; upgrade busline or use another file"
         )
     for version in range(found, VERSION):
         _execute_all(db, _UPGRADES[version])
