@@ -10,7 +10,7 @@ from busline import Bus
 SERVICE = """
 from busline import Bus
 
-bus = Bus("sqlite:///bus.db", service="{name}")
+bus = Bus(service="{name}")
 
 @bus.handler("rpc.{name}.{verb}")
 async def {verb}(number: int) -> str:
@@ -18,18 +18,18 @@ async def {verb}(number: int) -> str:
 """
 
 
-async def ask_both(folder: Folder) -> None:
-    async with Bus(f"sqlite:///{folder.path}/bus.db") as bus:
+async def ask_both(place: Folder) -> None:
+    async with Bus(place.url) as bus:
         for name in ("a", "b"):
             calls = (bus.call(f"rpc.{name}.ping", number, timeout=20) for number in range(100))
             assert await asyncio.gather(*calls) == [f"{name} {number}" for number in range(100)]
 
 
 @pytest.fixture
-def services(folder: Folder) -> Folder:
+def services(place: Folder) -> Folder:
     for module, name, verb in (("a", "a", "ping"), ("b", "b", "ping"), ("old_a", "a", "old")):
-        folder.write(module, SERVICE.format(name=name, verb=verb))
-    return folder
+        place.write(module, SERVICE.format(name=name, verb=verb))
+    return place
 
 
 async def test_each_of_two_services_answers_every_call(services: Folder) -> None:

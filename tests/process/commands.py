@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from busline import Bus
+from busline.bus import URL_VARIABLE
 
 COMMAND = [sys.executable, "-m", "busline"]
-URL = "sqlite:///bus.db"
 
 
 def until(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
@@ -36,10 +36,12 @@ def lives(pid: int) -> bool:
 class Running:
     """One `busline worker …` in the background."""
 
-    def __init__(self, folder: Path, arguments: list[str], number: int) -> None:
+    def __init__(self, folder: Path, arguments: list[str], number: int, environment: dict[str, str]) -> None:
         self.out, self.err = folder / f"out{number}", folder / f"err{number}"
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen([*COMMAND, "worker", *arguments], cwd=folder, stdout=out, stderr=err)
+            self.process = subprocess.Popen(
+                [*COMMAND, "worker", *arguments], cwd=folder, env=environment, stdout=out, stderr=err
+            )
 
     @property
     def pids(self) -> list[int]:
@@ -80,11 +82,20 @@ class Running:
 
 
 class Folder:
-    """A folder with an app, a database, and what its handlers have written down."""
+    """A folder with an app, a database, and what its handlers have written down.
 
-    def __init__(self, path: Path) -> None:
+    Commands, and apps that name no URL, go to the broker at `url`; without one it is the folder's `bus.db`.
+    """
+
+    def __init__(self, path: Path, url: str | None = None) -> None:
         self.path = path
+        self.url = url or f"sqlite:///{path}/bus.db"
         self.workers: list[Running] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of what runs here."""
+        return {**os.environ, URL_VARIABLE: self.url}
 
     def write(self, name: str, source: str) -> None:
         """A module."""
@@ -92,16 +103,16 @@ class Folder:
 
     def worker(self, *arguments: str) -> Running:
         """Start `busline worker` with these arguments."""
-        worker = Running(self.path, list(arguments), len(self.workers))
+        worker = Running(self.path, list(arguments), len(self.workers), self.environment)
         self.workers.append(worker)
         return worker
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run one command to its end. Verbs go to this folder's database."""
+        """Run one command to its end."""
         return subprocess.run(
             [*COMMAND, *arguments],
             cwd=self.path,
-            env={**os.environ, "BUSLINE_URL": URL},
+            env=self.environment,
             input=stdin,
             capture_output=True,
             text=True,
@@ -132,7 +143,7 @@ class Folder:
         """Send topics with their payloads, all with the same options, from this process; returns the ids."""
 
         async def send() -> list[str]:
-            async with Bus(f"sqlite:///{self.path}/bus.db") as bus:
+            async with Bus(self.url) as bus:
                 return [(await bus.send(topic, payload, **options)).id for topic, payload in messages]
 
         return asyncio.run(send())

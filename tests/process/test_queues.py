@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from busline.cli.exits import Exit
-from process.commands import COMMAND, URL, Folder
+from process.commands import COMMAND, Folder
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def answered(folder: Folder, answer: bytes) -> tuple[int, str]:
         run = subprocess.run(
             [*COMMAND, "purge", "work"],
             cwd=folder.path,
-            env={**os.environ, "BUSLINE_URL": URL},
+            env=folder.environment,
             stdin=ours,
             capture_output=True,
             text=True,
