@@ -67,10 +67,13 @@ class QueueNotFound(TransportError):
 
 
 class QueueFull(TransportError):
-    """The queue holds as many messages as it may; nothing was stored."""
+    """The queue holds as many messages as it may; nothing was stored, where `Limits.exact_bounds`.
+
+    `max_length` is 0 where the bound is not known, because somebody else has set it at the broker.
+    """
 
     def __init__(self, queue: str, max_length: int) -> None:
-        super().__init__(f"queue {queue!r} is full ({max_length} messages)")
+        super().__init__(f"queue {queue!r} is full" + (f" ({max_length} messages)" if max_length else ""))
         self.queue = queue
         self.max_length = max_length
 

@@ -106,7 +106,7 @@ class Limits:
     lease: float | None
     """Seconds that a delivery stays ours without `extend`; None = as long as the connection lives."""
     max_lease: float
-    """Longest total time that extending can reach, seconds; inf = no end."""
+    """Longest time that a message can stay ours, extended or not, seconds; inf = no end."""
     priorities: int
     """Highest `Message.priority`; 0 = the queue knows none."""
     max_bytes: int
@@ -121,6 +121,10 @@ class Limits:
     """`publish` reaches queues attached with patterns."""
     ordered: bool
     """Messages of equal priority are delivered in the order in which they were accepted."""
+    exact_bounds: bool = True
+    """`max_length` is kept to the message, delayed ones included, for a batch or an event as a whole, and may be
+    edited; `max_priority` holds for clients that never attached, too. Where False, some messages more may fit, a full
+    queue may refuse until it has emptied a little, and of what QueueFull refused a part may have been stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from contextvars import ContextVar
 from busline.bus import Bus
 from busline.context import Context
 from busline.errors import (
+    ConfigurationError,
     MessageTooLarge,
     Reject,
     RemoteError,
     RetryLater,
 )
 from busline.message import Message, ToQueue
+from busline.options import Queue
 from busline.retry import Retry
 from busline.testing.harness import Harness
 from busline.testing.scenes import (
@@ -191,10 +193,34 @@ async def check_a_handler_that_raises_beyond_exception_is_only_a_failure(h: Harn
             await raised(RemoteError, other.call(f"{service}.exit", kind, timeout=10))
 
 
-async def check_delay_priority_and_ttl_of_a_job(h: Harness) -> None:
-    """Later, first, and not at all."""
+async def check_an_urgent_job_comes_first(h: Harness) -> None:
+    """Where the queue that a handler asks for can know priorities; else its worker does not start."""
     service = h.unique("svc")
     bus = Bus(h.transport(), service=service)
+    order: list[str] = []
+
+    @bus.handler(f"{service}.work", queue=Queue(service, max_priority=9))
+    async def work(name: str) -> None:
+        order.append(name)
+
+    try:
+        async with bus.worker():
+            pass
+    except ConfigurationError as refused:
+        assert "priorit" in str(refused)  # noqa: PT017  # free of pytest
+        return
+    async with caller(h) as other:
+        for name, priority in (("normal", 0), ("urgent", 9), ("important", 5)):
+            await other.send(f"{service}.work", name, priority=priority)
+        async with bus.worker(concurrency=1):
+            await eventually(lambda: len(order) == 3)
+    assert order == ["urgent", "important", "normal"]
+
+
+async def check_delay_and_ttl_of_a_job(h: Harness) -> None:
+    """Later, and not at all."""
+    service = h.unique("svc")
+    bus = Bus(h.transport(), service=service, max_clock_skew=0.0)
     order: list[str] = []
 
     @bus.handler(f"{service}.work")
@@ -207,10 +233,9 @@ async def check_delay_priority_and_ttl_of_a_job(h: Harness) -> None:
         await other.send(f"{service}.work", "expired", ttl=0.05)
         await other.send(f"{service}.work", "delayed", delay=0.4)
         await other.send(f"{service}.work", "normal")
-        await other.send(f"{service}.work", "urgent", priority=9)
         await asyncio.sleep(0.1)
         async with bus.worker(concurrency=1):
-            await eventually(lambda: len(order) == 3)
-            assert order == ["urgent", "normal", "delayed"]
+            await eventually(lambda: len(order) == 2)
+            assert order == ["normal", "delayed"]
             [(_, envelope)] = await dead_letters(other, service)
             assert (envelope.failure or {})["reason"] == "expired"

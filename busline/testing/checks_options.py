@@ -7,7 +7,7 @@ from dataclasses import replace
 from busline.errors import ConfigurationError, NoHandler, QueueFull, QueueNotFound
 from busline.message import Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.harness import Harness
-from busline.testing.steps import QUIET, SERVICE, client, drain, line, nothing_comes, prompt, raises
+from busline.testing.steps import QUIET, SERVICE, client, drain, eventually, line, nothing_comes, prompt, raises
 from busline.transports.base import Transport
 
 
@@ -20,12 +20,71 @@ async def _is_refused(transport: Transport, spec: QueueSpec) -> bool:
     return False
 
 
+async def _bounds_are_not_exact(h: Harness) -> str | None:
+    """The name of what the transport lacks to keep a bound to the message; None if it can."""
+    async with client(h) as transport:
+        spec = QueueSpec(h.unique("bounded"), SERVICE, max_length=1)
+        if await _is_refused(transport, spec):
+            return "max_length"
+        limits = await transport.attach(spec)
+        await transport.detach(spec.name, delete=True)
+        return None if limits.exact_bounds else "exact_bounds"
+
+
+async def _other_bounds_are_refused(h: Harness) -> str:
+    async with line(h, max_length=2) as one, client(h) as other:
+        await one.send(b"1")
+        for edited in (1, 3):
+            await raises(ConfigurationError, other.attach(replace(one.spec, max_length=edited)))
+        assert await other.attach(one.spec) == one.limits
+        assert await drain(h, one.consumer, 1) == [b"1"]
+        return "exact_bounds"
+
+
+async def _fill(transport: Transport, queue: str, most: int) -> tuple[int, QueueFull]:
+    """Send until it is refused; how many were accepted, and the refusal."""
+    for accepted in range(most):
+        try:
+            await transport.send(ToQueue(queue), Message("a.topic", b"%d" % accepted))
+        except QueueFull as error:
+            return accepted, error
+    raise AssertionError(f"{most} messages were accepted, and none refused")
+
+
+async def check_a_bound_slows_senders_down(h: Harness) -> str | None:
+    """About `max_length` messages fit, whoever sends or calls; none of them is lost, what is given back is not refused,
+    and a queue that was emptied takes messages again."""
+    if await _bounds_are_not_exact(h) == "max_length":
+        return "max_length"
+    async with line(h, max_length=5, slots=32) as one, client(h) as stranger:
+        await stranger.send(ToQueue(one.queue), Message("a.topic", b"held"))
+        held = await one.hold()
+        accepted, error = await _fill(stranger, one.queue, 20)
+        assert accepted >= 5
+        assert (error.queue, error.max_length) == (one.queue, 5)
+        inbox = await stranger.open_inbox(lambda _: None, lambda: None)
+        await raises(QueueFull, inbox.send(ToQueue(one.queue), Message("a.topic", b"call")))
+        await one.consumer.release(*held)
+        bodies = [b"%d" % number for number in range(accepted)]
+        assert await drain(h, one.consumer, accepted + 1) == sorted([b"held", *bodies])
+
+        async def has_room() -> bool:
+            try:
+                await stranger.send(ToQueue(one.queue), Message("a.topic", b"again"))
+            except QueueFull:
+                return False
+            return True
+
+        await eventually(h, has_room)
+        assert await drain(h, one.consumer, 1) == [b"again"]
+        return None
+
+
 async def check_a_full_queue_refuses(h: Harness) -> str | None:
     """A send beyond `max_length` raises `QueueFull` and stores nothing, whoever sends; a message taken makes room."""
-    async with line(h) as one, client(h) as stranger:
-        if await _is_refused(stranger, bounded := replace(one.spec, max_length=3)):
-            return "max_length"
-        await one.transport.attach(bounded)
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=3) as one:
         async with client(h) as sender:
             await sender.send(ToQueue(one.queue), Message("a.topic", b"1"), Message("a.topic", b"2"))
             two = (Message("a.topic", b"never"), Message("a.topic", b"ever"))
@@ -42,10 +101,11 @@ async def check_a_full_queue_refuses(h: Harness) -> str | None:
 
 async def check_a_batch_larger_than_the_queue_is_refused_whole(h: Harness) -> str | None:
     """However the driver cuts it: nothing of a batch that does not fit is stored, and one that fits is."""
+    if refused := await _bounds_are_not_exact(h):
+        return refused
     async with line(h, slots=64) as one:
         most = min(one.limits.max_batch, 1000) + 1
-        if await _is_refused(one.transport, replace(one.spec, max_length=most)):
-            return "max_length"
+        await one.transport.attach(replace(one.spec, max_length=most))
         await raises(QueueFull, one.send(*[b"%d" % number for number in range(most + 1)]))
         await nothing_comes(h, one.consumer)
         await one.send(*[b"%d" % number for number in range(most)])
@@ -55,9 +115,9 @@ async def check_a_batch_larger_than_the_queue_is_refused_whole(h: Harness) -> st
 
 async def check_delayed_messages_fill_a_queue(h: Harness) -> str | None:
     """`max_length` counts what waits, for whatever reason; what is leased does not wait."""
-    async with line(h) as one:
-        if await _is_refused(one.transport, replace(one.spec, max_length=2)):
-            return "max_length"
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=2) as one:
         if one.limits.max_delay == 0:
             return "max_delay"
         await one.send(b"late", delay=min(60.0, one.limits.max_delay))
@@ -71,9 +131,9 @@ async def check_delayed_messages_fill_a_queue(h: Harness) -> str | None:
 
 async def check_what_comes_back_may_exceed(h: Harness) -> str | None:
     """A message that is given back is never refused, however full the queue is; sends are, until it has emptied."""
-    async with line(h) as one:
-        if await _is_refused(one.transport, replace(one.spec, max_length=1)):
-            return "max_length"
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=1) as one:
         await one.send(b"1")
         held = await one.hold()
         await one.send(b"2")
@@ -89,9 +149,9 @@ async def check_what_comes_back_may_exceed(h: Harness) -> str | None:
 
 async def check_expired_messages_make_room(h: Harness) -> str | None:
     """An expendable message whose `ttl` has passed fills no queue."""
-    async with line(h) as one:
-        if await _is_refused(one.transport, replace(one.spec, max_length=1)):
-            return "max_length"
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=1) as one:
         await one.send(b"1", ttl=0.2, expendable=True)
         await raises(QueueFull, one.send(b"2"))
         await h.pass_time(0.2 + QUIET)
@@ -103,12 +163,12 @@ async def check_expired_messages_make_room(h: Harness) -> str | None:
 async def check_a_full_subscriber_refuses_the_event(h: Harness) -> str | None:
     """`publish` raises `QueueFull` if one of the bound queues is full, and then no queue has got a copy."""
     topic = h.unique("user.made")
-    async with line(h) as one, line(h) as other:
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=1) as one, line(h) as other:
         if not one.limits.fanout:
             return "fanout"
-        full = replace(one.spec, patterns=frozenset({topic}), max_length=1)
-        if await _is_refused(one.transport, full):
-            return "max_length"
+        await one.transport.attach(replace(one.spec, patterns=frozenset({topic})))
         await other.transport.attach(replace(other.spec, patterns=frozenset({topic})))
         await one.transport.publish(topic, Message(topic, b"1"))
         error = await raises(QueueFull, other.transport.publish(topic, Message(topic, b"2")))
@@ -119,9 +179,9 @@ async def check_a_full_subscriber_refuses_the_event(h: Harness) -> str | None:
 
 async def check_a_call_to_a_full_queue_is_told(h: Harness) -> str | None:
     """`Inbox.send` raises `QueueFull` as `Transport.send` does."""
-    async with line(h) as one, client(h) as caller:
-        if await _is_refused(one.transport, replace(one.spec, max_length=1)):
-            return "max_length"
+    if refused := await _bounds_are_not_exact(h):
+        return refused
+    async with line(h, max_length=1) as one, client(h) as caller:
         inbox = await caller.open_inbox(lambda _: None, lambda: None)
         await inbox.send(ToQueue(one.queue), Message("a.topic", b"1"))
         assert (await raises(QueueFull, inbox.send(ToQueue(one.queue), Message("a.topic", b"2")))).max_length == 1
@@ -129,10 +189,13 @@ async def check_a_call_to_a_full_queue_is_told(h: Harness) -> str | None:
 
 
 async def check_options_may_be_edited_later(h: Harness) -> str | None:
-    """Attaching again with other options changes them, for all clients, and never costs a message."""
-    async with line(h) as one, client(h) as other:
-        if await _is_refused(one.transport, replace(one.spec, max_length=1)):
-            return "max_length"
+    """Attaching again with other options changes them, for all clients, and never costs a message.
+
+    A broker that cannot edit them refuses the other bound, and the queue works on with its own.
+    """
+    if refused := await _bounds_are_not_exact(h):
+        return refused if refused == "max_length" else await _other_bounds_are_refused(h)
+    async with line(h, max_length=1) as one, client(h) as other:
         await one.send(b"1")
         await raises(QueueFull, one.send(b"2"))
         await other.attach(replace(one.spec, max_length=2))
@@ -159,8 +222,7 @@ async def check_a_highest_priority_is_kept(h: Harness) -> str | None:
     """`Limits.priorities` is the queue's `max_priority`; a higher priority is a `ConfigurationError` at `send`."""
     async with line(h) as one:
         spec = QueueSpec(h.unique("priorities"), SERVICE, max_priority=3)
-        if one.limits.priorities == 0:
-            await raises(ConfigurationError, one.transport.attach(spec))
+        if one.limits.priorities == 0 and await _is_refused(one.transport, spec):
             return "priorities"
         assert (await one.transport.attach(spec)).priorities == 3
         message = Message("a.topic", b"1", priority=4)

@@ -1,4 +1,4 @@
-"""The harnesses of the transports that come with busline and need no server."""
+"""The harnesses of the transports that come with busline. A driver is imported when its first client is made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from busline.transports.base import Transport
 from busline.transports.memory import MemoryBroker, MemoryTransport
 
 if TYPE_CHECKING:
+    from busline.transports.amqp import AmqpTransport
     from busline.transports.sqlite import SqliteTransport
 
 
@@ -79,6 +80,33 @@ class SqliteHarness:
 
         assert isinstance(transport, SqliteTransport)
         transport._die()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class AmqpHarness:
+    """Clients of the RabbitMQ broker at `url`, whose queues are of one kind."""
+
+    takeover = 3.0
+
+    def __init__(self, url: str, kind: str = "quorum", reply: str = "direct") -> None:
+        self.name = f"amqp-{kind}"
+        self.url = f"{url}?kind={kind}&reply={reply}"
+
+    def transport(self) -> AmqpTransport:
+        from busline.transports.amqp import from_url
+
+        return from_url(self.url)
+
+    def unique(self, prefix: str) -> str:
+        return _unique(prefix)
+
+    async def kill(self, transport: Transport) -> None:
+        from busline.transports.amqp import AmqpTransport
+
+        assert isinstance(transport, AmqpTransport)
+        await transport._die()
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

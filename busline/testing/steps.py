@@ -170,6 +170,11 @@ async def raises(kind: type[E], awaitable: Awaitable[object]) -> E:
     raise AssertionError(f"{kind.__name__} was to be raised, and this came: {result!r}")
 
 
+def tells(seen: QueueStats, *, ready: int, delayed: int, leased: int) -> bool:
+    """Are these the numbers, as far as the broker tells them?"""
+    return seen.ready == ready and seen.delayed in (delayed, None) and seen.leased in (leased, None)
+
+
 async def stats(transport: Transport, queue: str) -> QueueStats | None:
     """What the broker says of the queue; None if it says nothing."""
     if not isinstance(transport, Inspectable):

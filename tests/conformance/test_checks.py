@@ -173,7 +173,6 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("failure.an_ephemeral_queue_vanishes_with_kill", MemoryBroker, "delete", lambda self, queue: None),
     ("failure.a_killed_clients_message_comes_again", Queue, "_on_time", lambda self: None),
     ("inbox.many_calls_in_flight_get_one_reply_each", MemoryBroker, "reply", _everybody),
-    ("inbox.a_reply_to_a_caller_that_closed_is_false", MemoryBroker, "close_address", lambda self, address: None),
     ("lifecycle.closing_the_transport_wakes_those_who_wait", Queue, "leave", lambda self, share, error: None),
     ("expiry.an_expendable_message_is_gone_after_its_ttl", Queue, "expire", lambda self: None),
     ("expiry.a_delay_does_not_prolong_a_life", Queue, "expire", lambda self: None),

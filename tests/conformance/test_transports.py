@@ -6,37 +6,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from busline.testing.conformance import Check, all_checks, name, run
 from busline.testing.harness import Harness
-from busline.testing.harnesses import MemoryHarness, SqliteHarness, VirtualMemoryHarness
 
 from . import matrix
 
-HARNESSES: dict[str, Callable[[Path], Harness]] = {
-    "memory": lambda _: MemoryHarness(),
-    "memory-virtual": lambda _: VirtualMemoryHarness(),
-}
-if find_spec("busline.transports.sqlite"):
-    HARNESSES["sqlite"] = SqliteHarness
-
+TRANSPORTS = ("memory", "memory-virtual", "sqlite", "amqp-quorum", "amqp-classic")
 EXPECTED = matrix.read()
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("harness", HARNESSES)
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("harness", TRANSPORTS)
 @pytest.mark.parametrize("check", all_checks(), ids=name)
-async def test_transport(check: Check, harness: str, tmp_path: Path) -> None:
-    outcome = await run(check, HARNESSES[harness](tmp_path))
+async def test_transport(check: Check, harness: str, h: Harness) -> None:
+    outcome = await run(check, h)
     if os.environ.get("BUSLINE_UPDATE_MATRIX"):
         EXPECTED[name(check)][harness] = outcome
         matrix.write(EXPECTED)
     assert EXPECTED[name(check)].get(harness) == outcome
+
+
+@pytest.mark.parametrize("check", [check for check in all_checks() if name(check).startswith("inbox.")], ids=name)
+@pytest.mark.parametrize("harness", ["amqp-reply-queue"])
+async def test_inbox_with_a_reply_queue(check: Check, h: Harness) -> None:
+    assert await run(check, h) == "ran"
 
 
 def test_the_matrix_has_every_check_and_no_other() -> None:

@@ -317,11 +317,23 @@ async def test_editing_an_option_never_bricks_a_queue(rabbit: Rabbit) -> None:
         await transport.attach(QueueSpec(queue, "svc", kind="classic", max_priority=5, max_length=10))
         await transport.attach(QueueSpec(queue, "svc", kind="classic", max_priority=10, max_length=10))
         assert transport.health().status == "healthy"
-        await transport.attach(QueueSpec(queue, "svc", kind="classic", max_length=20, dead_letter="elsewhere"))
+        await transport.attach(QueueSpec(queue, "svc", kind="classic", dead_letter="elsewhere"))
         health = transport.health()
         assert health.status == "degraded"
         assert queue in health.detail
         assert "x-max-length" in health.detail or "x-dead-letter" in health.detail
+        await transport.send(ToQueue(queue), Message("t", b"1"))
+    finally:
+        await transport.aclose()
+
+
+async def test_a_bound_that_cannot_be_edited_is_refused_with_what_to_do(rabbit: Rabbit) -> None:
+    queue = name("queue")
+    transport = await opened(rabbit)
+    try:
+        await transport.attach(QueueSpec(queue, "svc"))
+        with pytest.raises(ConfigurationError, match=r"(?s)x-max-length is none there.*set a policy at the broker"):
+            await transport.attach(QueueSpec(queue, "svc", max_length=10))
         await transport.send(ToQueue(queue), Message("t", b"1"))
     finally:
         await transport.aclose()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Limits, QueueSpec
 from busline.transports.amqp import topology
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.link import Link, Session
-from busline.transports.amqp.registry import Entry, Register, Registrar
+from busline.transports.amqp.registry import Entry, Register, Registrar, pairs
 from busline.transports.amqp.topology import CALLS, EVENTS
-from busline.transports.amqp.url import Kind
+from busline.transports.amqp.url import Kind, Settings
 from busline.transports.amqp.wire import Delete
 
 Bindings = Mapping[str, frozenset[str]]
@@ -21,10 +22,11 @@ Bindings = Mapping[str, frozenset[str]]
 class Attached:
     """Lives on the link that consumes."""
 
-    def __init__(self, link: Link, registrar: Registrar, default: Kind) -> None:
+    def __init__(self, link: Link, registrar: Registrar, settings: Settings) -> None:
         self._link = link
         self._registrar = registrar
-        self._default = default
+        self._default = settings.kind
+        self._consumer_timeout = settings.consumer_timeout
         self._specs: dict[str, QueueSpec] = {}
         self.differences: dict[str, str] = {}
         """What a queue at the broker has otherwise than was asked for, in words."""
@@ -49,17 +51,24 @@ class Attached:
     def check_priority(self, queue: str, priority: int) -> None:
         """Raises ConfigurationError if we know that the queue knows no such priority."""
         spec = self._specs.get(queue)
-        if spec is not None and priority > (highest := self._limits(spec).priorities):
+        if spec is None or (spec.passive and spec.kind is None):
+            return
+        if priority > (highest := self._limits(spec).priorities):
             raise ConfigurationError(f"priority {priority} at queue {queue!r}, whose highest is {highest}")
 
     def _limits(self, spec: QueueSpec) -> Limits:
-        return topology.limits(spec, topology.kind_of(spec, self._default))
+        return topology.limits(spec, self._kind(spec), self._consumer_timeout)
+
+    def _kind(self, spec: QueueSpec) -> Kind:
+        return topology.kind_of(spec, self._default)
 
     # -- as a resident ------------------------------------------------------------------------------------------
 
     async def up(self, session: Session) -> None:
         """Declare and bind again; what one queue refuses concerns that queue alone."""
         for spec in list(self._specs.values()):
+            if spec.passive:
+                continue
             try:
                 await self._declare(session, spec)
                 async with session.scratch() as channel:
@@ -78,9 +87,10 @@ class Attached:
 
     async def attach(self, session: Session, spec: QueueSpec, *, create: bool) -> Limits:
         """See `Transport.attach`."""
-        topology.check(spec, self._default)
+        topology.check(spec)
         if spec.passive or not create:
             await topology.find_queue(session, spec.name, self._link.where)
+            spec = await self._verify(session, spec)
             if not create:
                 return self._limits(spec)
         else:
@@ -88,6 +98,18 @@ class Attached:
                 await self._claim(session, spec, register)
         self._specs[spec.name] = spec
         return self._limits(spec)
+
+    async def _verify(self, session: Session, spec: QueueSpec) -> QueueSpec:
+        """The spec with what the register knows of the queue. Raises ConfigurationError if a passive one differs."""
+        async with self._registrar.edit(session) as register:
+            entry = register.queues.get(spec.name)
+        if spec.passive and (unlike := _unlike(spec, entry or Entry())):
+            raise ConfigurationError(
+                f"queue {spec.name!r} is passive, so it cannot be given what its owner did not give it: {unlike}"
+            )
+        if entry is None:
+            return spec
+        return replace(spec, kind=entry.kind, max_length=entry.max_length, max_priority=entry.max_priority)
 
     async def _claim(self, session: Session, spec: QueueSpec, register: Register) -> None:
         moved = await self._moved(session, spec, register)
@@ -100,11 +122,12 @@ class Attached:
             await topology.bind(channel, spec)
         for queue, topics in moved.items():
             entry = register.queues[queue]
-            register.put(queue, Entry(entry.service, entry.topics - topics, entry.patterns, entry.bindings))
+            register.put(queue, replace(entry, topics=entry.topics - topics))
             if queue in self._specs:
                 self._specs[queue] = topology.without(self._specs[queue], topics)
         before = register.queues.get(spec.name)
-        register.put(spec.name, Entry.of(spec, before.topics if before is not None else frozenset()))
+        topics = before.topics if before is not None else frozenset()
+        register.put(spec.name, Entry.of(spec, self._kind(spec), topics))
 
     async def _moved(self, session: Session, spec: QueueSpec, register: Register) -> dict[str, frozenset[str]]:
         """Topics that other queues own, by queue. Raises ConfigurationError if one is another service's."""
@@ -126,10 +149,7 @@ class Attached:
 
     async def _declare(self, session: Session, spec: QueueSpec) -> None:
         self.differences.pop(spec.name, None)
-        if spec.passive:
-            return
-        kind = topology.kind_of(spec, self._default)
-        if difference := await topology.declare_queue(session, spec, kind, self._link.where):
+        if difference := await topology.declare_queue(session, spec, self._kind(spec), self._link.where):
             self.differences[spec.name] = difference
 
     async def detach(self, session: Session, queue: str, *, delete: bool) -> None:
@@ -142,6 +162,15 @@ class Attached:
             async with session.scratch() as channel:
                 await channel.rpc(Delete(queue=queue))
             register.remove(queue)
+
+
+def _unlike(spec: QueueSpec, entry: Entry) -> str:
+    """What the spec asks for that the queue has not, as far as the register tells; AMQP tells no more."""
+    asked: Iterable[object] = (spec.topics - entry.topics) | (spec.patterns - entry.patterns)
+    asked = [*asked, *(pairs(spec) - entry.bindings)]
+    options = ("ephemeral", "kind", "max_length", "max_priority")
+    wrong = [each for each in options if getattr(spec, each) not in (None, False, getattr(entry, each))]
+    return ", ".join([*sorted(map(str, asked)), *(f"{each}={getattr(spec, each)!r}" for each in wrong)])
 
 
 def _stale(before: Entry | None, spec: QueueSpec) -> Bindings:

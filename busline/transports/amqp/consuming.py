@@ -23,7 +23,7 @@ from busline.message import Delivery, Message
 from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
-from busline.transports.amqp.properties import delivery_count, is_readable, message_of
+from busline.transports.amqp.properties import delivery_count, has_expired, is_readable, message_of
 from busline.transports.amqp.topology import exists
 from busline.transports.amqp.wire import Consume
 
@@ -167,7 +167,8 @@ class AmqpConsumer:
 
     async def _release(self, delivery: Delivery, delay: float) -> None:
         try:
-            await self._again(self.queue, delivery.receipt[2], delivery.deliveries, delay)
+            if not has_expired(delivery.receipt[2]):
+                await self._again(self.queue, delivery.receipt[2], delivery.deliveries, delay)
         except BuslineError:
             await self._tell(delivery, GIVE_BACK)
         else:
@@ -213,6 +214,9 @@ class AmqpConsumer:
         receipt: Receipt = (channel, delivered.delivery_tag or 0, delivered)
         if not is_readable(delivered):
             await self._tell(Delivery(UNREADABLE, self.queue, receipt), REJECT)
+            return
+        if has_expired(delivered):  # on its way through the delay queues, say
+            await self._tell(Delivery(UNREADABLE, self.queue, receipt), ACK)
             return
         delivery = Delivery(message_of(delivered, self._topic), self.queue, receipt, delivery_count(delivered))
         self._out.add(delivery)

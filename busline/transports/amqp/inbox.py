@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from secrets import token_hex
 
 from aiormq.abc import DeliveredMessage
 from pamqp.common import FieldValue
 
-from busline.errors import BuslineError, ConnectionLost, TransportClosed
+from busline.errors import BuslineError, ConnectionLost, QueueFull, TransportClosed
 from busline.message import Destination, Message
 from busline.transports.amqp.faults import LIBRARY, was_cancelled
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
-from busline.transports.amqp.properties import PERSISTENT, TRANSIENT, check, is_readable, message_of, properties
+from busline.transports.amqp.properties import PERSISTENT, TRANSIENT, is_readable, message_of, properties
 from busline.transports.amqp.publishing import Outlet
 from busline.transports.amqp.wire import Consume, Declare, Delete
 
@@ -30,7 +31,17 @@ QUEUE_EXPIRES = 300.0
 DELETE_TIMEOUT = 2.0
 """Seconds."""
 
-Unroutable = Callable[[Destination], BuslineError]
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the transport sends, for calls to leave likewise."""
+
+    route: Callable[[Destination], tuple[str, str]]
+    """Exchange and routing key."""
+    check: Callable[[Destination, Message], None]
+    """Raises for what cannot be sent there."""
+    unroutable: Callable[[Destination], BuslineError]
+    full: Callable[[Destination], Awaitable[QueueFull]]
 
 
 def is_address(address: str) -> bool:
@@ -46,16 +57,14 @@ class AmqpInbox:
         link: Link,
         timeout: float,
         own_queue: bool,
-        route: Callable[[Destination], tuple[str, str]],
-        unroutable: Unroutable,
+        way: Way,
         on_reply: Callable[[Message], None],
         on_lost: Callable[[], None],
     ) -> None:
         self._link = link
         self._outlet = Outlet(link, timeout)
         self._queue = QUEUE + token_hex(16) if own_queue else ""
-        self._route = route
-        self._unroutable = unroutable
+        self._way = way
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._address = self._queue
@@ -68,12 +77,16 @@ class AmqpInbox:
     async def send(self, to: Destination, message: Message) -> None:
         if self.closed:
             raise TransportClosed("the inbox is closed")
-        check(message)
-        exchange, key = self._route(to)
+        way = self._way
+        way.check(to, message)
+        exchange, key = way.route(to)
         # A call to a direct inbox dies with the caller's connection anyway, so the broker need not write it to disk.
         mode = PERSISTENT if self._queue else TRANSIENT
         found = properties(message, reply_to=self._queue or DIRECT, mode=mode)
-        await self._outlet.put(exchange, key, message.body, found, lambda: self._unroutable(to))
+        try:
+            await self._outlet.put(exchange, key, message.body, found, lambda: way.unroutable(to))
+        except QueueFull:
+            raise await way.full(to) from None
 
     async def aclose(self) -> None:
         if self.closed:

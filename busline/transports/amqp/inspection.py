@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
 
@@ -15,7 +16,7 @@ from busline.errors import QueueNotFound
 from busline.message import Message, QueueStats
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
-from busline.transports.amqp.properties import message_of, properties
+from busline.transports.amqp.properties import has_expired, message_of, properties
 from busline.transports.amqp.publishing import Outlet
 from busline.transports.amqp.registry import Entry, Register, Registrar
 from busline.transports.amqp.topology import find_queue
@@ -66,7 +67,7 @@ class Inspection:
         await self.find(session, queue)
         async with session.scratch() as channel:
             taken: list[DeliveredMessage] = []
-            while len(taken) < limit and (delivered := await get(channel, queue)) is not None:
+            while len(taken) < limit and (delivered := await _next(channel, queue)) is not None:
                 taken.append(delivered)
             for delivered in taken:
                 await channel.basic_nack(delivered.delivery_tag or 0, requeue=True, wait=False)
@@ -86,13 +87,20 @@ class Inspection:
         await self.find(session, to)
         moved = 0
         async with session.scratch() as channel:
-            while moved < limit and (delivered := await get(channel, source)) is not None:
+            while moved < limit and (delivered := await _next(channel, source)) is not None:
                 message = message_of(delivered)
                 again = properties(message, reply_to=message.reply_to)
                 await self._outlet.put("", to, message.body, again, lambda: QueueNotFound(to, self._link.where))
                 await channel.basic_ack(delivered.delivery_tag or 0)
                 moved += 1
         return moved
+
+
+async def _next(channel: Channel, queue: str) -> DeliveredMessage | None:
+    """The first that waits; what has expired and was not the first until now is deleted."""
+    while (delivered := await get(channel, queue)) is not None and has_expired(delivered):
+        await channel.basic_ack(delivered.delivery_tag or 0, wait=False)
+    return delivered
 
 
 def _stats(name: str, entry: Entry, ready: int, consumers: int) -> QueueStats:

@@ -22,6 +22,7 @@ from aiormq.channel import Channel
 
 from busline.errors import ConnectionLost, TransportClosed
 from busline.transports.amqp.faults import LIBRARY, refusal, translate, was_cancelled
+from busline.transports.amqp.silence import silence
 from busline.transports.amqp.url import Settings
 from busline.transports.amqp.wire import Socket
 
@@ -63,7 +64,8 @@ class Session:
         connection = aio_pika.Connection(self._settings.wire_url(name), ssl_context=context)
         connection.kwargs["transport_factory"] = self._socket
         try:
-            await connection.connect()
+            with silence():
+                await connection.connect()
         finally:
             # The class closes itself when collected, in a task that nobody would know of.
             if connection.transport is None and not connection.is_closed:
@@ -122,7 +124,8 @@ class Session:
     async def _open_channel(self, confirms: bool) -> Channel:
         if self.broken.done():
             raise ConnectionLost(f"the connection to {self._settings.where} has ended")
-        channel: AbstractChannel = await self.wire.channel(publisher_confirms=confirms, frame_buffer_size=100)
+        with silence():
+            channel: AbstractChannel = await self.wire.channel(publisher_confirms=confirms, frame_buffer_size=100)
         _name_tasks()
         assert isinstance(channel, Channel)
         return channel

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from copy import copy
 from datetime import UTC, datetime
+from math import ceil
 from secrets import token_hex
+from time import time
 from typing import Any
 
 from aiormq.abc import DeliveredMessage
@@ -26,6 +28,9 @@ DIED = "busline-died"
 """A header that the driver adds to what the broker dead-lettered by itself: a JSON object that says why."""
 DELIVERIES = "busline-deliveries"
 """A header of a message that was released: how often it had been handed out, releases not counted."""
+EXPIRES = "busline-expires"
+"""A header of an expendable message: when its time has passed, in milliseconds since 1970; 0 = never. The property
+`expiration` alone would not do: AMQP counts it anew with each copy, and a quorum queue looks at its head only."""
 LADDER = "busline.delay."
 """How the names of the delay queues begin."""
 
@@ -33,10 +38,10 @@ APP_ID = "busline"
 PERSISTENT, TRANSIENT = 2, 1
 
 _OF_THE_BROKER = frozenset(
-    {META, DELIVERIES, "x-delivery-count", "x-acquired-count", "CC", "BCC", "x-death"}
+    {META, DELIVERIES, EXPIRES, "x-delivery-count", "x-acquired-count", "CC", "BCC", "x-death"}
     | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
-_KEPT = frozenset({META})
+_KEPT = frozenset({META, EXPIRES})
 """Of these, what a copy keeps. Not `x-death`: by it a broker would think that a copy which goes through the delay
 queues once more runs in a circle, and drop it."""
 
@@ -63,6 +68,8 @@ def properties(message: Message, *, reply_to: str | None = None, mode: int = PER
     headers: dict[str, Any] = {**message.headers} if message.headers else {}
     if message.meta:
         headers[META] = message.meta
+    if message.expendable:
+        headers[EXPIRES] = 0 if message.ttl is None else ceil((time() + message.ttl) * 1000)
     return Basic.Properties(
         content_type="application/json",
         headers=headers or None,
@@ -70,11 +77,29 @@ def properties(message: Message, *, reply_to: str | None = None, mode: int = PER
         priority=message.priority or None,
         correlation_id=message.correlation_id,
         reply_to=reply_to or message.reply_to,
+        expiration=_expiration(message.ttl) if message.expendable else None,
         message_id=token_hex(16),
         timestamp=datetime.now(UTC),
         message_type=message.topic,
         app_id=APP_ID,
     )
+
+
+def _expiration(ttl: float | None) -> str | None:
+    """The broker deletes it then, if nobody has taken it and it is the first of its queue."""
+    return None if ttl is None else str(max(0, ceil(ttl * 1000)))
+
+
+def life(found: Basic.Properties) -> float | None:
+    """Seconds until the broker may delete it, 0 or less if that is past; None for what it must keep."""
+    expires = found.headers.get(EXPIRES) if found.headers else None
+    return expires / 1000 - time() if isinstance(expires, int) and expires > 0 else None
+
+
+def has_expired(delivered: DeliveredMessage) -> bool:
+    """Is it one that is of no use any more, and that the broker has not deleted because it was not its turn?"""
+    left = life(delivered.header.properties)
+    return left is not None and left <= 0
 
 
 def is_readable(delivered: DeliveredMessage) -> bool:
@@ -96,6 +121,8 @@ def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
         found.correlation_id,
         found.reply_to,
         found.priority or 0,
+        ttl=life(found),
+        expendable=bool(headers) and EXPIRES in headers,
     )
 
 
@@ -119,6 +146,7 @@ def released(found: Basic.Properties, deliveries: int) -> Basic.Properties:
         headers[DELIVERIES] = deliveries - 1
     again = copy(found)
     again.headers, again.message_id = headers or None, token_hex(16)
+    again.expiration = _expiration(life(found))
     return again
 
 

@@ -57,12 +57,12 @@ class Outlet:
         body: bytes,
         properties: Basic.Properties,
         unroutable: Callable[[], BuslineError] | None,
-        full: Callable[[], BuslineError] | None = None,
-    ) -> None:
+    ) -> bool:
         """Publish one message and wait until the broker has it.
 
-        `unroutable` makes the error for a message that leads nowhere; None: that is fine. `full` makes the one for a
-        queue that takes no more. Raises ConnectionLost if it was not sent, OutcomeUnknown if it may have been.
+        `unroutable` makes the error for a message that leads nowhere; None: that is fine, and False is returned.
+        Raises QueueFull if a queue takes no more (its text knows the routing key only), ConnectionLost if the message
+        was not sent, OutcomeUnknown if it may have been.
         """
         handed_over = False
         try:
@@ -76,18 +76,21 @@ class Outlet:
                     exchange=exchange,
                     routing_key=key,
                     properties=properties,
-                    mandatory=unroutable is not None,
+                    mandatory=True,
                     timeout=self._timeout,
                     wait=False,
                 )
-        except PublishError as error:
-            raise (unroutable() if unroutable is not None else translate(error, self._link.where)) from None
+        except PublishError:
+            if unroutable is not None:
+                raise unroutable() from None
+            return False
         except DeliveryError:
-            raise (full() if full is not None else QueueFull(key, 0)) from None
+            raise QueueFull(key, 0) from None
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
             raise translate(error, self._link.where, handed_over=handed_over) from error
+        return True
 
     async def _ready(self) -> Channel:
         """A channel from which a message can leave now. Raises ConnectionLost in time."""

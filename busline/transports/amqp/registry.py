@@ -24,6 +24,7 @@ from busline.message import QueueSpec
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Session
 from busline.transports.amqp.publishing import Outlet
+from busline.transports.amqp.url import Kind
 from busline.transports.amqp.wire import Declare
 
 REGISTER = "busline.register"
@@ -42,12 +43,22 @@ class Entry:
     bindings: frozenset[tuple[str, str]] = frozenset()
     """Foreign exchanges and routing keys."""
     ephemeral: bool = False
+    kind: Kind | None = None
+    max_length: int | None = None
+    max_priority: int | None = None
 
     @classmethod
-    def of(cls, spec: QueueSpec, topics: frozenset[str]) -> Entry:
+    def of(cls, spec: QueueSpec, kind: Kind, topics: frozenset[str]) -> Entry:
         """What is recorded of it; it keeps the `topics` that it has had."""
-        bindings = frozenset((binding.exchange, binding.routing_key) for binding in spec.bindings)
-        return cls(spec.service, spec.topics | topics, spec.patterns, bindings, spec.ephemeral)
+        return cls(
+            *(spec.service, spec.topics | topics, spec.patterns, pairs(spec), spec.ephemeral),
+            *(kind, spec.max_length, spec.max_priority),
+        )
+
+
+def pairs(spec: QueueSpec) -> frozenset[tuple[str, str]]:
+    """Foreign exchanges and routing keys."""
+    return frozenset((binding.exchange, binding.routing_key) for binding in spec.bindings)
 
 
 @dataclass(slots=True)
@@ -146,7 +157,12 @@ def _entries(body: bytes) -> dict[str, Entry]:
 def _entry(plain: Mapping[str, Any]) -> Entry:
     pairs = frozenset((str(exchange), str(key)) for exchange, key in plain.get("bindings", ()))
     topics, patterns = (frozenset(map(str, plain.get(each, ()))) for each in ("topics", "patterns"))
-    return Entry(str(plain["service"]), topics, patterns, pairs, bool(plain.get("ephemeral")))
+    kind = plain.get("kind")
+    return Entry(
+        *(str(plain["service"]), topics, patterns, pairs, bool(plain.get("ephemeral"))),
+        kind if kind in ("quorum", "classic") else None,
+        *(int(plain[each]) if each in plain else None for each in ("max_length", "max_priority")),
+    )
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -157,4 +173,5 @@ def _plain(entry: Entry) -> dict[str, Any]:
         plain["bindings"] = sorted(entry.bindings)
     if entry.ephemeral:
         plain["ephemeral"] = True
-    return plain
+    options = {"kind": entry.kind, "max_length": entry.max_length, "max_priority": entry.max_priority}
+    return plain | {name: value for name, value in options.items() if value is not None}

@@ -2,7 +2,7 @@
 
 A queue's arguments cannot be changed at the broker: declaring it with others is refused. So there are few arguments,
 most of them constants, and of those that come from an option a difference is tolerated: the queue works on as the
-broker has it, and `health()` names the difference. Only another type is refused.
+broker has it, and `health()` names the difference. Only another type is refused, and a bound that it would not keep.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ NO_DELIVERY_LIMIT = 1_000_000_000
 of 20 if none is set."""
 MAX_NAME_BYTES = 255
 
-_TOLERATED = frozenset(
-    {"x-max-priority", "x-max-length", "x-overflow", "x-delivery-limit"}
-    | {"x-dead-letter-exchange", "x-dead-letter-routing-key"}
-)
+_OF_A_BOUND = frozenset({"x-max-length", "x-overflow"})
+_TOLERATED = _OF_A_BOUND | {
+    *("x-max-priority", "x-delivery-limit", "x-dead-letter-exchange", "x-dead-letter-routing-key")
+}
 _TEXTS = frozenset({"x-overflow", "x-dead-letter-exchange", "x-dead-letter-routing-key"})
 _VALUE = re.compile(r"'([^']*)'")
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*?) but current is (.*)", re.DOTALL)
 
 
-def check(spec: QueueSpec, kind: Kind) -> None:
+def check(spec: QueueSpec) -> None:
     """Raises ConfigurationError for what no broker could declare."""
     if not spec.name or len(spec.name.encode()) > MAX_NAME_BYTES:
         raise ConfigurationError(f"queue {spec.name!r}: a name has 1 to {MAX_NAME_BYTES} bytes at RabbitMQ")
@@ -54,12 +54,12 @@ def check(spec: QueueSpec, kind: Kind) -> None:
             raise ConfigurationError(f"topic {topic!r} is longer than {MAX_NAME_BYTES} bytes")
     if spec.max_priority is not None and not 0 <= spec.max_priority <= MAX_PRIORITY:
         raise ConfigurationError(f"queue {spec.name!r}: max_priority is 0 to {MAX_PRIORITY}, not {spec.max_priority}")
+    if spec.max_length is not None and spec.max_length < 1:
+        raise ConfigurationError(f"queue {spec.name!r}: max_length is 1 or more, not {spec.max_length}")
     if spec.max_priority and spec.kind == "quorum":
         raise ConfigurationError(
             f"queue {spec.name!r}: quorum queues know no priorities; leave kind= out, or say kind='classic'"
         )
-    if spec.passive and (spec.topics or spec.patterns or spec.bindings):
-        raise ConfigurationError(f"queue {spec.name!r} is others' (passive), so nothing can be bound to it from here")
 
 
 def kind_of(spec: QueueSpec, default: Kind) -> Kind:
@@ -87,21 +87,23 @@ def arguments(spec: QueueSpec, kind: Kind) -> dict[str, Any]:
     return chosen
 
 
-def limits(spec: QueueSpec, kind: Kind) -> Limits:
-    """What such a queue can do."""
+def limits(spec: QueueSpec, kind: Kind, consumer_timeout: float) -> Limits:
+    """What such a queue can do. `consumer_timeout`: seconds after which the broker takes back what was not acked."""
     classic = kind == "classic"
+    highest = MAX_PRIORITY if spec.max_priority is None else spec.max_priority
     return Limits(
         max_delay=LONGEST,
         max_release_delay=LONGEST,
         lease=None,
-        max_lease=float("inf"),
-        priorities=MAX_PRIORITY if classic and not spec.ephemeral else 0,
+        max_lease=consumer_timeout,
+        priorities=highest if classic and not spec.ephemeral else 0,
         max_bytes=MAX_BYTES,
         max_batch=256,
         counts_deliveries=not classic,
         counts_releases=False,
         fanout=True,
         ordered=False,
+        exact_bounds=False,
     )
 
 
@@ -116,6 +118,11 @@ async def declare_queue(session: Session, spec: QueueSpec, kind: Kind, where: st
             return f"queue {spec.name!r}: {', '.join(tolerated.values())}" if tolerated else ""
         except ChannelPreconditionFailed as error:
             argument, current, text = difference(error)
+            if spec.max_length is not None and argument in _OF_A_BOUND:
+                raise ConfigurationError(
+                    f"queue {spec.name!r} exists at {where} with another bound, which cannot be edited: {text}. Leave "
+                    "max_length= out and set a policy at the broker, or delete the queue when it is empty"
+                ) from error
             if argument not in _TOLERATED or argument in tolerated:
                 raise ConfigurationError(
                     f"queue {spec.name!r} exists at {where} with other properties: {text}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
@@ -23,7 +24,7 @@ from busline.transports.amqp.attaching import Attached
 from busline.transports.amqp.consuming import AmqpConsumer
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.inbox import QUEUE as REPLY_QUEUE
-from busline.transports.amqp.inbox import AmqpInbox, is_address
+from busline.transports.amqp.inbox import AmqpInbox, Way, is_address
 from busline.transports.amqp.inspection import Inspection
 from busline.transports.amqp.ladder import Ladder
 from busline.transports.amqp.link import Link, Session
@@ -33,6 +34,8 @@ from busline.transports.amqp.registry import Registrar
 from busline.transports.amqp.replying import ReplyOutlet
 from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
 from busline.transports.amqp.url import Settings, parse
+
+T = TypeVar("T")
 
 
 def from_url(url: str) -> AmqpTransport:
@@ -71,7 +74,8 @@ class AmqpTransport:
         self._replies = ReplyOutlet(self._out)
         self._ladder = Ladder()
         self._registrar = Registrar(self._outlet)
-        self._attached = Attached(self._in, self._registrar, settings.kind)
+        self._attached = Attached(self._in, self._registrar, settings)
+        self._full_ones: dict[Destination, tuple[str, int]] = {}
         self._inspection = Inspection(self._in, self._registrar, self._outlet)
         self._consumers: list[AmqpConsumer] = []
         self._inbox: AmqpInbox | None = None
@@ -154,18 +158,14 @@ class AmqpTransport:
         self._opened()
         for message in messages:
             self._check(to, message)
-        if len(messages) == 1:
-            await self._send(to, messages[0])
-        else:
-            await _together([self._send(to, message) for message in messages])
+        await _together([self._send(to, message) for message in messages])
 
-    async def publish(self, topic: str, *messages: Message) -> None:
+    async def publish(self, topic: str, *messages: Message) -> bool:
         self._opened()
         for message in messages:
             self._check(ToTopic(topic), message)
-        await _together(
-            [self._outlet.put(EVENTS, topic, message.body, properties(message), None) for message in messages]
-        )
+        puts = [self._outlet.put(EVENTS, topic, message.body, properties(message), None) for message in messages]
+        return any(await _together(puts))
 
     async def open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> AmqpInbox:
         self._opened()
@@ -173,7 +173,8 @@ class AmqpTransport:
             raise ConfigurationError("this transport has an inbox already; a transport has one")
         settings = self._settings
         own_queue = settings.reply == "queue"
-        inbox = AmqpInbox(self._out, settings.timeout, own_queue, _route, self._unroutable, on_reply, on_lost)
+        way = Way(_route, self._check, self._unroutable, self._full)
+        inbox = AmqpInbox(self._out, settings.timeout, own_queue, way, on_reply, on_lost)
         await self._out.move_in(inbox)
         self._inbox = inbox
         return inbox
@@ -197,9 +198,10 @@ class AmqpTransport:
             await self._send_later(to, message)
             return
         exchange, key = _route(to)
-        await self._outlet.put(
-            exchange, key, message.body, properties(message), lambda: self._unroutable(to), lambda: self._full(to)
-        )
+        try:
+            await self._outlet.put(exchange, key, message.body, properties(message), lambda: self._unroutable(to))
+        except QueueFull:
+            raise await self._full(to) from None
 
     async def _again(self, queue: str, delivered: DeliveredMessage, deliveries: int, delay: float) -> None:
         """A copy of what was delivered, to the same queue."""
@@ -227,6 +229,7 @@ class AmqpTransport:
             if was_cancelled(error):
                 raise
             raise translate(error, self.where) from error
+        found.expiration = None  # at a step of the ladder it would end the delay, and not the message
         key = delays.routing_key(number, to.queue)
         await self._outlet.put(delays.entrance(number), key, body, found, lambda: self._unroutable(to))
 
@@ -249,9 +252,23 @@ class AmqpTransport:
     def _unroutable(self, to: Destination) -> BuslineError:
         return QueueNotFound(to.queue, self.where) if isinstance(to, ToQueue) else NoHandler(to.topic, self.where)
 
-    def _full(self, to: Destination) -> BuslineError:
-        queue = to.queue if isinstance(to, ToQueue) else self._attached.owner(to.topic) or f"of {to.topic}"
-        return QueueFull(queue, self._attached.max_length(queue))
+    async def _full(self, to: Destination) -> QueueFull:
+        """Which queue is full, and its bound, looked up once for each destination that is not ours."""
+        queue = to.queue if isinstance(to, ToQueue) else self._attached.owner(to.topic)
+        if queue is not None and (bound := self._attached.max_length(queue)):
+            return QueueFull(queue, bound)
+        if to not in self._full_ones:
+            try:
+                self._full_ones[to] = await self._look_up_bound(to)
+            except BuslineError:
+                return QueueFull(str(to), 0)
+        return QueueFull(*self._full_ones[to])
+
+    async def _look_up_bound(self, to: Destination) -> tuple[str, int]:
+        async with self._operation() as session, self._registrar.edit(session) as register:
+            queue = to.queue if isinstance(to, ToQueue) else register.owner(to.topic) or str(to)
+            entry = register.queues.get(queue)
+        return queue, entry.max_length or 0 if entry is not None else 0
 
     # -- health and end -----------------------------------------------------------------------------------------
 
@@ -314,9 +331,11 @@ def _route(to: Destination) -> tuple[str, str]:
     return ("", to.queue) if isinstance(to, ToQueue) else (CALLS, to.topic)
 
 
-async def _together(puts: Sequence[Coroutine[None, None, None]]) -> None:
+async def _together(puts: Sequence[Coroutine[None, None, T]]) -> list[T]:
     """All at once, in their order; the first error is raised when every one has ended."""
+    if len(puts) == 1:
+        return [await puts[0]]
     tasks = [asyncio.create_task(put, name="busline amqp send") for put in puts]
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+    if tasks:
+        await asyncio.wait(tasks)
+    return [task.result() for task in tasks]
