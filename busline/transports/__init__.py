@@ -26,7 +26,8 @@ def from_url(url: str) -> Transport:
     """The transport that serves `url`, unopened. Raises ConfigurationError for a scheme that nobody provides."""
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise ConfigurationError(f"{url!r} is not a URL; write for example sqlite:///busline.db or memory://")
+        what = "what is given" if "@" in url else repr(url)  # it may have a password in it
+        raise ConfigurationError(f"{what} is not a URL; write for example sqlite:///busline.db or memory://")
     return _factory(scheme)(url)
 
 
