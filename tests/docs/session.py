@@ -4,6 +4,7 @@
     ```console                  commands behind `$ `, each with what it prints
     ```console background       one command that goes on running; what it prints first
     ```console continued        what it prints from then on
+    ```console rabbitmq         commands for which amqp://localhost/ is an empty RabbitMQ; also behind background
 
 `...` stands for anything. A command succeeds, unless what is shown of it begins with `error:`. `make` is only asked
 what it would do, since the targets shown run these very tests.
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from typing import IO
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 """Seconds that a command may take."""
+RABBITMQ = "amqp://localhost/"
+"""Where documents have it."""
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,14 +65,32 @@ def commands(body: str) -> list[tuple[str, str]]:
     return [(command, shown) for command, _, shown in (entry.partition("\n") for entry in found[1:])]
 
 
-class Session:
-    """Plays blocks in `folder`; leaving it ends what still runs."""
+@dataclass
+class Background:
+    """What goes on running, and how much of its output has been read."""
 
-    def __init__(self, folder: Path) -> None:
+    process: subprocess.Popen[bytes]
+    output: Path
+    read: int = 0
+
+    def end(self) -> None:
+        """Tell it to leave; it must do so in good order."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            assert self.process.wait(PATIENCE) == 0, "what ran in the background did not leave in good order"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Session:
+    """Plays blocks in `folder`; leaving it ends what still runs. `rabbitmq` is asked once for an empty one's URL."""
+
+    def __init__(self, folder: Path, rabbitmq: Callable[[], str] | None = None) -> None:
         self._folder = folder
-        self._running: subprocess.Popen[bytes] | None = None
-        self._output = folder / "background.log"
-        self._read = 0
+        self._background: list[Background] = []
+        self._rabbitmq = rabbitmq
+        self._rabbitmq_url = ""
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("BUSLINE_", "MAKE", "MFLAGS"))
@@ -79,13 +101,8 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._running is not None:
-            self._running.send_signal(signal.SIGTERM)
-            try:
-                assert self._running.wait(PATIENCE) == 0, "what ran in the background did not leave in good order"
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._running.pid, signal.SIGKILL)
+        for each in self._background:
+            each.end()
 
     def play(self, block: Block) -> None:
         """Raises AssertionError where the file does not say what is."""
@@ -99,8 +116,15 @@ class Session:
                 self._start(block.body)
             case ["console", "continued"]:
                 self._wait_for(block.body)
+            case ["console", *rest, "rabbitmq"]:
+                self.play(Block(["console", *rest], block.body.replace(RABBITMQ, self._empty_rabbitmq()), block.line))
             case _:
                 raise AssertionError(f"line {block.line}: nothing would run a block of {' '.join(block.info)!r}")
+
+    def _empty_rabbitmq(self) -> str:
+        assert self._rabbitmq is not None, "there is no RabbitMQ for this document"
+        self._rabbitmq_url = self._rabbitmq_url or self._rabbitmq()
+        return self._rabbitmq_url
 
     def _run(self, command: str, shown: str) -> None:
         cwd = self._folder
@@ -131,15 +155,17 @@ class Session:
 
     def _start(self, body: str) -> None:
         [(command, shown)] = commands(body)
-        assert self._running is None, "one thing in the background is enough"
-        with self._output.open("wb") as output:
-            self._running = self._spawn(f"exec {command}", self._folder, output)
+        path = self._folder / f"background{len(self._background)}.log"
+        with path.open("wb") as output:
+            # By env, as variables may be set in front of the command.
+            self._background.append(Background(self._spawn(f"exec env {command}", self._folder, output), path))
         self._wait_for(shown)
 
     def _wait_for(self, shown: str) -> None:
+        background = self._background[-1]
         wanted = re.compile(pattern(shown), re.DOTALL)
         ends_at = time.monotonic() + PATIENCE
-        while not (match := wanted.search(self._output.read_text(), self._read)):
-            assert time.monotonic() < ends_at, f"{self._output.read_text()}\n-- should have shown\n{shown}"
+        while not (match := wanted.search(background.output.read_text(), background.read)):
+            assert time.monotonic() < ends_at, f"{background.output.read_text()}\n-- should have shown\n{shown}"
             time.sleep(0.02)
-        self._read = match.end()
+        background.read = match.end()

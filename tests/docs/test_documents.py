@@ -13,10 +13,12 @@ DOCUMENTS += sorted((ROOT / "examples").glob("**/*.md"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_block_of_the_document_runs_as_shown(document: Path, tmp_path: Path) -> None:
+def test_every_block_of_the_document_runs_as_shown(
+    document: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if document.is_relative_to(ROOT / "examples"):  # these speak of the files beside them
         shutil.copytree(document.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    with Session(tmp_path) as session:
+    with Session(tmp_path, lambda: str(request.getfixturevalue("rabbit").empty_url())) as session:
         for block in blocks(document):
             session.play(block)
 
