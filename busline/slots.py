@@ -5,6 +5,7 @@ What a slot has not asked for stays at the broker, so nothing waits unstarted in
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -117,6 +118,18 @@ class QueueSlots:
         wanted = self.plan.queue.max_priority
         if wanted is not None and limits.priorities < wanted:
             raise ConfigurationError(f"{where} knows priorities up to {limits.priorities}, not {wanted}")
+        self._check_times(limits, where)
+
+    def _check_times(self, limits: Limits, where: str) -> None:
+        subscriber = self.plan.subscriber
+        for handler in (subscriber,) if subscriber is not None else self.plan.handlers.values():
+            options = handler.options
+            if options.ack == "late" and options.time_limit is not None and options.time_limit > limits.max_lease:
+                raise ConfigurationError(
+                    f"{handler.declaration.name} may run for {options.time_limit:g} s, but {where} takes a message "
+                    f"back {limits.max_lease:g} s after it was handed out: say ack='early', or raise the broker's own "
+                    "limit (RabbitMQ: consumer_timeout) and name it in the URL (?consumer_timeout= seconds)"
+                )
 
     @property
     def count(self) -> int:
@@ -296,12 +309,15 @@ class QueueSlots:
         self._stopping = True
         self._on_closed()
 
-    async def _restore(self, broken: Consumer, error: TransportError) -> None:
+    async def _restore(self, broken: Consumer, error: TransportError | ConfigurationError) -> None:
         """Consume again after the broker refused; the first slot to notice does it for all."""
         async with self._restoring:
             pause, longest = BACK_OFF
             while self._consumer is broken and not self._stopping:
-                log.warning(
+                changed = isinstance(error, ConfigurationError)
+                pause = longest if changed else pause
+                log.log(
+                    logging.ERROR if changed else logging.WARNING,
                     "consuming %s failed, again in %.1f s: %s",
                     *(self.plan.spec.name, pause, error),
                     extra={"event": "consume_failed", "queue": self.plan.spec.name},
@@ -312,5 +328,5 @@ class QueueSlots:
                     await self.attach()
                 except TransportClosed as closed:
                     self._end(closed)
-                except TransportError as again:
+                except (TransportError, ConfigurationError) as again:  # somebody may put the queue right again
                     error = again

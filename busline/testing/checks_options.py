@@ -201,7 +201,7 @@ async def check_options_may_be_edited_later(h: Harness) -> str | None:
         await other.attach(replace(one.spec, max_length=2))
         await one.send(b"2")
         await raises(QueueFull, one.send(b"3"))
-        await one.transport.attach(one.spec)
+        await one.transport.attach(replace(one.spec, max_length=None))
         await one.send(b"3")
         await other.attach(replace(one.spec, max_length=1))
         await raises(QueueFull, one.send(b"4"))

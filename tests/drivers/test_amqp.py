@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import struct
 import sys
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import aiormq
@@ -27,12 +27,6 @@ from tests.proxy import Proxy
 from tests.servers import Rabbit
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    """The client library logs every lost connection as an error."""
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
 def name(prefix: str) -> str:
@@ -382,6 +376,76 @@ async def test_a_passive_queue_is_used_and_never_made(rabbit: Rabbit) -> None:
         assert len(await asyncio.wait_for(consumer.receive(1), 10)) == 1
     finally:
         await transport.aclose()
+
+
+async def test_a_passive_queue_is_given_nothing_that_its_owner_did_not_give(rabbit: Rabbit) -> None:
+    queue, topic = name("theirs"), name("topic")
+    owner, guest = await opened(rabbit), await opened(rabbit)
+    try:
+        limits = await owner.attach(QueueSpec(queue, "svc", frozenset({topic}), max_priority=3, max_length=7))
+        passive = QueueSpec(queue, "guests", passive=True)
+        assert await guest.attach(passive) == limits
+        assert await guest.attach(replace(passive, topics=frozenset({topic}), max_length=7)) == limits
+        for unlike in ({"max_length": 8}, {"kind": "quorum"}, {"max_priority": 4}, {"patterns": frozenset({"a.#"})}):
+            with pytest.raises(ConfigurationError, match=r"is passive"):
+                await guest.attach(replace(passive, **unlike))
+        with pytest.raises(ConfigurationError, match="highest is 3"):
+            await guest.send(ToQueue(queue), Message("t", b"1", priority=4))
+    finally:
+        await guest.aclose()
+        await owner.aclose()
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+async def test_what_expired_behind_a_message_that_stays_is_neither_seen_nor_moved_nor_delivered(
+    rabbit: Rabbit, kind: str
+) -> None:
+    queue, other = name("queue"), name("other")
+    transport = await opened(rabbit, f"?kind={kind}")
+    try:
+        for each in (queue, other):
+            await transport.attach(QueueSpec(each, "svc"))
+        for body, ttl, expendable in ((b"job", None, False), (b"gone", 0.1, True), (b"later", 60.0, True)):
+            await transport.send(ToQueue(queue), Message("t", body, ttl=ttl, expendable=expendable))
+        assert {message.body for message in await transport.peek(queue, 10)} == {b"job", b"gone", b"later"}
+        await asyncio.sleep(0.15)
+        peeked = {message.body: message for message in await transport.peek(queue, 10)}
+        assert set(peeked) == {b"job", b"later"}
+        assert 50 < (peeked[b"later"].ttl or 0) < 60
+        assert await transport.move(queue, other, 10) == 2
+        consumer = await transport.consume(other, slots=2)
+        got = [*await asyncio.wait_for(consumer.receive(1), 10), *await asyncio.wait_for(consumer.receive(1), 10)]
+        assert {delivery.message.body for delivery in got} == {b"job", b"later"}
+    finally:
+        await transport.aclose()
+
+
+async def test_what_expired_is_dropped_and_no_dead_letter(rabbit: Rabbit) -> None:
+    queue = name("dead")
+    transport = await opened(rabbit)
+    try:
+        await transport.attach(QueueSpec(queue, "svc", for_dead_letters=True, dead_letter=name("elsewhere")))
+        await transport.send(ToQueue(queue), Message("t", b"letter", ttl=0.05, expendable=True))
+        await asyncio.sleep(0.1)
+        assert list(await transport.peek(queue, 10)) == []
+    finally:
+        await transport.aclose()
+
+
+@pytest.mark.parametrize(("option", "seconds"), [("", 1800.0), ("consumer_timeout=7200", 7200.0)])
+async def test_a_late_handler_must_end_before_the_consumer_timeout(rabbit: Rabbit, option: str, seconds: float) -> None:
+    bus = Bus(f"{rabbit.url}?{option}", service=name("svc"))
+
+    @bus.handler(name("long"), time_limit=seconds + 1)
+    async def long() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=rf"{seconds:g} s after.*ack='early'.*\?consumer_timeout="):
+        async with bus.worker():
+            pass
+    patient = Bus(f"{rabbit.url}?consumer_timeout=0", service=name("svc"))
+    patient.handler(name("long"), time_limit=seconds + 1)(long)
+    async with patient.worker():
+        pass
 
 
 async def test_patterns_of_an_earlier_process_are_taken_away(rabbit: Rabbit) -> None:
