@@ -6,9 +6,6 @@ import logging
 import sys
 from enum import StrEnum
 
-CLIENT_LIBRARIES = ("aio_pika", "aiormq")
-"""They log as errors what they raise as well, so one error would be two lines; a worker, which goes on, shows them."""
-
 
 class Level(StrEnum):
     """From which severity on."""
@@ -31,12 +28,9 @@ class EventFormatter(logging.Formatter):
 
 
 def configure(level: Level) -> None:
-    """Log to standard error from `level` on, client libraries from info on. May be called again with another level."""
+    """Log to standard error from `level` on. May be called again with another level."""
     root = logging.getLogger()
     root.setLevel(level.value.upper())
-    for library in CLIENT_LIBRARIES:
-        chatty = level in (Level.DEBUG, Level.INFO)
-        logging.getLogger(library).setLevel(logging.NOTSET if chatty else logging.CRITICAL)
     if not any(isinstance(handler.formatter, EventFormatter) for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(EventFormatter())

@@ -27,9 +27,8 @@ def check(folder: Folder, command: list[str], code: Exit, words: str) -> None:
     assert error.startswith("error: ")
     assert words in error
     assert PASSWORD not in run.stdout + run.stderr
-    if command[0] != "worker":  # which shows what it is about to serve, and what its client library says
-        assert run.stdout == ""
-        assert run.stderr.count("\n") == 1 or "-v" in command
+    assert run.stderr.count("\n") == 1 or "-v" in command
+    assert run.stdout == "" or command[0] == "worker"  # which shows what it is about to serve
 
 
 def commands(url: str) -> list[list[str]]:
