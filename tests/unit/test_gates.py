@@ -222,10 +222,23 @@ async def test_a_worker_that_leaves_ends_a_check_that_hangs(scene: Scene) -> Non
     assert scene.open
 
 
-async def seen(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # a check has a period of its own
-            await asyncio.sleep(0.001)
+class ModelServer:
+    """A check that can be switched, and that knows how often it was asked since."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.asked = 0
+
+    async def is_up(self) -> bool:
+        self.asked += 1
+        return self.up
+
+    async def turn(self, up: bool) -> None:
+        """Returns when it was noticed."""
+        self.up, self.asked = up, 0
+        async with asyncio.timeout(5):
+            while self.asked < 3:  # noqa: ASYNC110  # a check has a period of its own
+                await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("on_down", ["pause", "answer", "warn"])
@@ -233,23 +246,14 @@ async def test_a_queue_goes_down_and_comes_back_by_itself(
     scene: Scene, on_down: OnDown, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    up, asked = True, 0
-
-    async def model_server() -> bool:
-        nonlocal asked
-        asked += 1
-        return up
-
-    health = scene.health(model_server, on_down)
-    task = asyncio.create_task(health.run(), name="check")
+    server = ModelServer()
+    task = asyncio.create_task(scene.health(server.is_up, on_down).run(), name="check")
     try:
         for _ in range(2):
-            up, asked = False, 0
-            await seen(lambda: asked > 2)
+            await server.turn(False)
             assert scene.open is (on_down != "pause")
             assert bool(scene.answers) is (on_down == "answer")
-            up, asked = True, 0
-            await seen(lambda: asked > 2)
+            await server.turn(True)
             assert scene.open
             assert not scene.answers
     finally:
@@ -258,7 +262,7 @@ async def test_a_queue_goes_down_and_comes_back_by_itself(
             await task
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2  # once each time it goes down, not once a period
-    assert all("model_server said no" in warning for warning in warnings)
+    assert all("is_up said no" in warning for warning in warnings)
 
 
 async def test_checks_of_one_name_do_not_speak_for_each_other(scene: Scene) -> None:
