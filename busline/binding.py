@@ -44,7 +44,9 @@ class Binding:
         self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
         payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
-        self._by_name = len(payload) > 1 or (on_failure_of is not None and bool(payload) and on_failure_of._by_name)
+        self._by_name: bool = len(payload) > 1 or (
+            on_failure_of is not None and bool(payload) and on_failure_of._by_name
+        )
         self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
 
     def parse(self, body: bytes) -> Any:
