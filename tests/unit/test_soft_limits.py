@@ -413,6 +413,36 @@ async def test_what_is_about_to_go_on_is_interrupted_at_its_await() -> None:
     assert cancelling() == 0
 
 
+async def test_what_is_awaited_may_fail_and_the_coroutine_may_handle_it() -> None:
+    async def fails() -> None:
+        raise KeyError("broken")
+
+    async def handler() -> str:
+        try:
+            await asyncio.create_task(fails(), name="fails")
+        except KeyError:
+            return "handled"
+        return "never failed"
+
+    assert await Drive(copy_context(), handler()) == "handled"
+
+
+async def test_a_coroutine_that_is_given_up_cleans_up_in_its_own_variables() -> None:
+    closed = []
+
+    async def handler() -> None:
+        NAME.set("inside")
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            closed.append(NAME.get())
+
+    drive = Drive(copy_context(), handler()).__await__()
+    drive.send(None)
+    drive.close()
+    assert closed == ["inside"]
+
+
 async def test_a_cancellation_of_the_task_stays_one() -> None:
     ready = asyncio.Event()
 
