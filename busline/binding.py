@@ -29,20 +29,25 @@ class InvalidPayload(Exception):
 class Binding:
     """How one function takes a message. Raises ConfigurationError for a function that cannot take any.
 
-    With `takes_error=True` (an `on_failure`) a parameter annotated with an exception class gets the error.
+    The `on_failure` of another binding takes the payload as that one does, whole or by name, and a parameter that is
+    annotated with an exception class gets the error.
     """
 
-    __slots__ = ("_context_name", "_error_name", "_parse", "_payload_names", "function", "is_async")
+    __slots__ = ("_by_name", "_context_name", "_error_name", "_parse", "_payload_names", "function", "is_async")
 
-    def __init__(self, function: Function, *, takes_error: bool = False) -> None:
+    def __init__(self, function: Function, *, on_failure_of: Binding | None = None) -> None:
         self.function = function
         self.is_async = _is_async(function)
         parameters = _parameters(function)
         self._context_name = _context_name(function, parameters)
+        takes_error = on_failure_of is not None
         self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
         payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
-        self._parse = _parser(function, payload)
+        self._by_name: bool = len(payload) > 1 or (
+            on_failure_of is not None and bool(payload) and on_failure_of._by_name
+        )
+        self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
 
     def parse(self, body: bytes) -> Any:
         """The payload for `invoke`. Raises InvalidPayload, or CodecError for what is not even JSON."""
@@ -64,7 +69,7 @@ class Binding:
     def arguments(self, payload: Any, context: Context | None, error: BaseException | None = None) -> dict[str, Any]:
         """The arguments for a payload that `parse` made."""
         names = self._payload_names
-        arguments = {names[0]: payload} if len(names) == 1 else dict(payload or ())
+        arguments = dict(payload or ()) if self._by_name or not names else {names[0]: payload}
         if self._context_name is not None:
             arguments[self._context_name] = context
         if self._error_name is not None:
@@ -148,11 +153,9 @@ def _context_name(function: Function, parameters: list[inspect.Parameter]) -> st
     return names[0] if names else None
 
 
-def _parser(function: Function, payload: list[inspect.Parameter]) -> Callable[[bytes], Any]:
+def _parser(payload: list[inspect.Parameter]) -> Callable[[bytes], Any]:
     if not payload:
         return lambda body: None
-    if len(payload) > 1:
-        return _object_parser(function, payload)
     parameter = payload[0]
     read = decode if parameter.annotation is Any else decoder(parameter.annotation)
     if parameter.default is parameter.empty:

@@ -13,6 +13,8 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 from busline.errors import CodecError, ConfigurationError
 
 NULL = b"null"
+LISTED = 1000
+"""Most errors of one payload that are looked at; each costs microseconds, and there may be one for every two bytes."""
 
 
 def encode(payload: object) -> bytes:
@@ -92,6 +94,8 @@ def decode_as(annotation: Any, body: bytes) -> Any:
 
 def describe(error: ValidationError) -> str:
     """pydantic's findings on one line, without the input values."""
+    if (number := error.error_count()) > LISTED:  # pydantic lists all or none
+        return f"{number} errors, too many to be listed"
     found = error.errors(include_url=False, include_input=False, include_context=False)
     places = (".".join(str(part) for part in item["loc"]) or "body" for item in found[:5])
     text = "; ".join(f"{place}: {item['msg']}" for place, item in zip(places, found, strict=False))

@@ -36,6 +36,8 @@ class ThreadRun:
         self._started = True
         try:
             return variables.run(call)
+        except GeneratorExit as error:  # a task that is handed one is closed by it
+            raise RuntimeError("a plain function raised GeneratorExit") from error
         finally:
             self._done.set()
 
@@ -53,4 +55,9 @@ async def run_in_process(function: Function, body: bytes, limiter: CapacityLimit
 
 def _call_there(function: Function, body: bytes) -> bytes:
     binding = Binding(function)
-    return encode(binding.function(**binding.arguments(binding.parse(body), None)))
+    arguments = binding.arguments(binding.parse(body), None)
+    try:
+        return encode(binding.function(**arguments))
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        # Its process would leave, and be handed the next message all the same.
+        raise RuntimeError(f"the handler raised {type(error).__name__}: {error}") from None

@@ -6,13 +6,16 @@ the consumer is resized to nothing, so that messages stay at the broker and burn
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import anyio
 
 from busline.clock import Clock
+from busline.driving import ends_task
 from busline.options import Check, OnDown
 from busline.telemetry import log
+from busline.wire import text_of
 
 
 class Gate:
@@ -60,9 +63,14 @@ class Gate:
             self._on_change()
 
     def _end_pause(self, name: str) -> None:
-        if self._pauses.get(name, 0.0) <= self._clock.time():
-            self._pauses.pop(name, None)
-            self.open(name)
+        until = self._pauses.get(name)
+        if until is None:
+            return
+        if until > self._clock.time():  # it was prolonged, or the machine's clock was set back
+            self._clock.call_at(until, lambda: self._end_pause(name))
+            return
+        del self._pauses[name]
+        self.open(name)
 
 
 class HealthGate:
@@ -72,12 +80,12 @@ class HealthGate:
     Resumes by itself.
     """
 
-    def __init__(self, check: Check, on_down: OnDown, gate: Gate, answers: dict[str, str]) -> None:
+    def __init__(self, name: str, check: Check, on_down: OnDown, gate: Gate, answers: dict[str, str]) -> None:
+        self._name = name  # of its own, as several checks may be functions of one name
         self._check = check
         self._on_down = on_down
         self._gate = gate
         self._answers = answers
-        self._name = f"requires {check.name}"
         self._down = False
 
     async def first(self) -> None:
@@ -92,13 +100,16 @@ class HealthGate:
 
     async def _ask(self) -> str | None:
         """None if healthy, else what is wrong."""
+        answer: object = None
         try:
-            with anyio.fail_after(self._check.timeout):
+            with anyio.move_on_after(self._check.timeout) as patience:
                 answer = await self._check.function()
-        except TimeoutError:
+        except BaseException as error:  # whatever a check raises is its way of saying no
+            if ends_task(error, asyncio.current_task()):
+                raise
+            return f"{self._check.name}: {type(error).__name__}: {text_of(error)}"
+        if patience.cancelled_caught:
             return f"{self._check.name} did not answer within {self._check.timeout:g} s"
-        except Exception as error:  # whatever a check raises is its way of saying no
-            return f"{self._check.name}: {type(error).__name__}: {error}"
         return f"{self._check.name} said no" if answer is False else None
 
     def _report(self, trouble: str | None) -> None:

@@ -134,7 +134,7 @@ class Plan:
             binding,
             call_retry=options.retry or NO_RETRY,
             job_retry=options.retry or declaration.job_retry or self._retry or JOB_RETRY,
-            on_failure=Binding(options.on_failure, takes_error=True) if options.on_failure else None,
+            on_failure=Binding(options.on_failure, on_failure_of=binding) if options.on_failure else None,
         )
 
     def _add_handler(self, declaration: Declaration, handler: Handler) -> None:

@@ -14,6 +14,7 @@ from busline.errors import BuslineError, CodecError, LeaseLost, MessageTooLarge,
 from busline.message import Delivery, Limits, Message, ToQueue
 from busline.outcome import (
     ACK,
+    MESSAGE_LIMIT,
     DeadLetter,
     Drop,
     Effect,
@@ -33,7 +34,7 @@ from busline.running import call_apart
 from busline.services import Services
 from busline.telemetry import log
 from busline.transports.base import Consumer
-from busline.wire import Envelope, encode_error, reply_to, text_of
+from busline.wire import Envelope, encode_error, printable, reply_to, text_of
 from busline.work import Work
 
 RELEASE_AFTER_TROUBLE = 1.0
@@ -141,7 +142,8 @@ class Settlement:
             await self._keep(dead.name, delivery, envelope, message, fault)
         where = dead.name if dead else "nowhere, as the queue is ephemeral"
         self._telemetry.dead_lettered(delivery, envelope, fault, where)
-        facts = {"reason": fault.reason, "type": fault.type, "message": fault.message, "queue": delivery.queue}
+        text = printable(fault.message[:MESSAGE_LIMIT])
+        facts = {"reason": fault.reason, "type": printable(fault.type), "message": text, "queue": delivery.queue}
         first_at = envelope.sent_at
         self._services.events.emit(
             "fault", delivery.message.topic, envelope, **facts, dead_letter=where, first_at=first_at

@@ -81,8 +81,10 @@ class QueueSlots:
         self._spacing = Spacing(parse_rate(rate) / rate_share) if rate else None
         self._turn = anyio.Lock()
         self._checks = [
-            HealthGate(check, plan.options.on_down, self.gate, self._handling.unavailable)
-            for check in plan.options.checks
+            HealthGate(
+                f"check {number} {check.name}", check, plan.options.on_down, self.gate, self._handling.unavailable
+            )
+            for number, check in enumerate(plan.options.checks, 1)
         ]
         self._keeper: LeaseKeeper | None = None
         self._consumer: Consumer | None = None

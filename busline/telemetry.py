@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from busline.errors import Reject
 from busline.message import Delivery
 from busline.outcome import Fault
-from busline.wire import Envelope, text_of
+from busline.wire import Envelope, printable, text_of
 
 log = logging.getLogger("busline")
 
@@ -88,7 +88,7 @@ class Telemetry:
         log.log(
             level,
             "%s %s is a dead letter in %s (%s): %s",
-            *(delivery.message.topic, envelope.id, where, fault.reason, fault.message),
+            *(delivery.message.topic, envelope.id, where, fault.reason, printable(fault.message)),
             extra=_fields("dead_lettered", delivery, envelope, reason=fault.reason, dead_letter_queue=where),
         )
 
@@ -96,7 +96,7 @@ class Telemetry:
         """A dead letter that fitted only without its story, or without parts of it."""
         log.warning(
             "%s %s is kept without the whole story of its failure: %s",
-            *(delivery.message.topic, envelope.id, error),
+            *(delivery.message.topic, envelope.id, text_of(error)),
             extra=_fields("shortened", delivery, envelope),
         )
 
@@ -113,7 +113,7 @@ class Telemetry:
         """A message that could not be settled; the broker will deliver it again."""
         log.error(
             "could not settle a message of %s from %s, it will be delivered again: %s",
-            *(delivery.message.topic, delivery.queue, error),
+            *(delivery.message.topic, delivery.queue, text_of(error)),
             extra={"event": "unsettled", "topic": delivery.message.topic, "queue": delivery.queue},
         )
 

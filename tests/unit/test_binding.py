@@ -431,3 +431,27 @@ def test_what_does_not_fit_is_invalid_and_says_where(function: Callable[..., Any
 def test_what_is_not_json_is_undecodable(function: Callable[..., Any], body: bytes) -> None:
     with pytest.raises(CodecError, match="not JSON"):
         Binding(function).parse(body)
+
+
+# -- on_failure -------------------------------------------------------------------------------------------------------
+
+
+def test_on_failure_takes_single_names_of_a_payload_that_its_handler_takes_by_name() -> None:
+    def handler(job_id: str, path: str) -> None: ...
+    def told(job_id: str, error: Exception) -> None: ...
+
+    binding = Binding(told, on_failure_of=Binding(handler))
+    failure = OSError("full")
+    arguments = binding.arguments(binding.parse(b'{"job_id": "7", "path": "/tmp"}'), None, failure)
+    assert arguments == {"job_id": "7", "error": failure}
+
+
+def test_on_failure_takes_the_whole_payload_where_its_handler_does() -> None:
+    def handler(job: dict[str, str]) -> None: ...
+    def told(job: dict[str, str], error: Exception) -> None: ...
+    def needs_nothing() -> None: ...
+
+    binding = Binding(told, on_failure_of=Binding(handler))
+    assert binding.arguments(binding.parse(b'{"a": "b"}'), None, None) == {"job": {"a": "b"}, "error": None}
+    nothing = Binding(needs_nothing, on_failure_of=Binding(handler))
+    assert nothing.arguments(nothing.parse(b'{"a": "b"}'), None, None) == {}

@@ -25,7 +25,7 @@ from pydantic import (
     field_validator,
 )
 
-from busline.codec import decode, decode_as, decoder, describe, encode, is_malformed
+from busline.codec import LISTED, decode, decode_as, decoder, describe, encode, is_malformed
 from busline.errors import CodecError, ConfigurationError
 
 always = settings(derandomize=True, deadline=None, max_examples=50)
@@ -276,3 +276,14 @@ def test_a_text_within_the_body_that_should_be_json_and_is_not_is_of_the_wrong_s
 def test_a_validator_that_fails_otherwise_is_not_hidden(body: bytes) -> None:
     with pytest.raises(KeyError):
         decoder(Strict)(body)
+
+
+def test_a_payload_with_an_error_for_every_two_bytes_is_refused_without_listing_them() -> None:
+    body = b"[" + b",".join([b"{}"] * 350_000) + b"]"
+    with pytest.raises(CodecError, match="350000 errors, too many to be listed"):
+        decode_as(list[int], body)
+
+
+def test_as_many_errors_as_are_looked_at_are_listed() -> None:
+    with pytest.raises(CodecError, match=f"and {LISTED - 5} more"):
+        decode_as(list[int], b"[" + b",".join([b"{}"] * LISTED) + b"]")

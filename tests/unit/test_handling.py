@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from busline import Bus, Reject, RemoteError, Retry
+from busline import Bus, Context, Reject, RemoteError, Retry, Router
 from busline.errors import NoHandler
-from busline.message import Message, ToQueue
+from busline.message import Delivery, Message, ToQueue
 from busline.transports.base import Inspectable
 from busline.wire import decode_envelope
 
@@ -256,3 +256,91 @@ async def test_a_call_that_nobody_knows_is_told_so_within_half_its_deadline(bus:
     async with alive(bus):
         with pytest.raises(NoHandler):
             await bus.call("nobody.knows", queue="svc", timeout=5)
+
+
+# -- leases, ends and policies ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["late", "early", "own"])
+async def test_a_handler_may_take_longer_than_its_lease_however_it_is_acked(how: str) -> None:
+    """What was acked has no lease to lose, so that nobody may be cancelled for losing it."""
+    bus = Bus(f"memory://leased-{next(numbers)}?lease=0.06", service="svc")
+
+    @bus.handler("work", ack="early" if how == "early" else "late")
+    async def work(ctx: Context) -> str:
+        if how == "own":
+            await ctx.ack()
+        await asyncio.sleep(0.3)
+        return "done"
+
+    async with bus.worker(concurrency=1):
+        assert await bus.call("work", timeout=5) == "done"
+    assert bus.stats.leases_lost == 0
+
+
+async def test_a_lease_that_is_lost_ends_the_handler() -> None:
+    bus = Bus(f"memory://leased-{next(numbers)}?lease=0.06", service="svc")
+    cancelled, started = asyncio.Event(), asyncio.Event()
+
+    @bus.handler("work")
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
+
+    async with bus.worker(concurrency=1, drain_timeout=0) as worker:
+        await bus.send("work")
+        await asyncio.wait_for(started.wait(), 5)
+        (slot,) = worker._queues[0]._slots
+        assert slot.consumer is not None
+        assert slot.delivery is not None
+        await slot.consumer.ack(slot.delivery)  # the broker knows nothing of it any more
+        await asyncio.wait_for(cancelled.wait(), 5)
+    assert (bus.stats.leases_lost, bus.stats.failed) == (1, 0)
+
+
+async def test_a_slot_that_is_closed_with_its_loop_is_no_failure_of_the_handler(bus: Bus) -> None:
+    started = asyncio.Event()
+    waiting: list[asyncio.Future[None]] = []
+
+    @bus.handler("work")
+    async def work() -> None:
+        waiting.append(asyncio.get_running_loop().create_future())
+        started.set()
+        await waiting[0]
+
+    async with bus.worker(concurrency=1) as worker:
+        queue = worker._queues[0]
+        delivery = Delivery(Message("work", b"null"), "svc", None)
+        handle = queue._handling.handle(delivery, None, queue._slots[0])  # type: ignore[arg-type]  # it never settles
+        task = asyncio.create_task(handle, name="slot")
+        await started.wait()
+        handle.close()
+        waiting[0].cancel()
+        await asyncio.wait([task])
+        queue._slots[0].work = None
+    assert (bus.stats.failed, bus.stats.dead_lettered) == (0, 0)
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_the_policy_of_a_router_is_for_jobs_and_that_of_a_handler_for_calls_too(bus: Bus, own: bool) -> None:
+    router, attempts = Router(retry=Retry(delays=[0.001], jitter=False)), list[tuple[str, int]]()
+
+    async def work(kind: str, ctx: Context) -> None:
+        attempts.append((kind, ctx.attempt))
+        raise KeyError(kind)
+
+    if own:
+        router.handler("work", retry=Retry(delays=[0.001], jitter=False))(work)
+    else:
+        router.handler("work")(work)
+    bus.include(router)
+    async with alive(bus):
+        with pytest.raises(RemoteError):
+            await bus.call("work", "call", timeout=5)
+        await bus.send("work", "job")
+        await dead(bus)
+    calls = [("call", 1), ("call", 2)] if own else [("call", 1)]
+    assert attempts == [*calls, ("job", 1), ("job", 2)]

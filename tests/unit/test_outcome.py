@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from busline.errors import Reject, RetryLater
+from busline.errors import Reject, RetryLater, SoftTimeLimitExceeded, TimeLimitExceeded, Undeliverable
 from busline.message import Delivery, Message
 from busline.outcome import (
     ACK,
@@ -24,17 +24,26 @@ from busline.outcome import (
     Effect,
     Fault,
     OnFailure,
+    Pause,
     Reason,
     Release,
     Reply,
     Resend,
+    RunAgain,
     Terms,
     admit,
+    after_early_ack,
+    after_own_ack,
     dead_letter,
     failed,
     fault_of,
     final,
+    later,
+    nacked,
+    replayed,
+    shorter_letters,
     succeeded,
+    unavailable,
     unknown_topic,
     without_our_frames,
 )
@@ -459,3 +468,228 @@ def test_an_error_of_our_own_frames_only_keeps_them() -> None:
     error = caught.value
     error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
     assert traceback.extract_tb(without_our_frames(error).__traceback__)[0].name == "ours"
+
+
+# -- the table of the design's section 4 ------------------------------------------------------------------------------
+#
+# Every cell that is decided here, as one composed decision: what `handling` asks of `outcome` for a message acked late
+# or early. What a broker does by itself (killed workers, lost connections, leases) stands in the conformance suite.
+
+PAUSES = TWICE.on(ConnectionError, pause=600)
+AT_ONCE = Retry(max_retries=1, first=2.0, jitter=False, immediate=1)
+LATE, EARLY, OWN = "late", "early", "own"
+
+
+def settled(how: str, effects: tuple[Effect, ...], given: Delivery, before: Envelope) -> list[str]:
+    """The effects for a message that was acked in this way, in words."""
+    if how == EARLY:
+        effects = after_early_ack(effects, given, before, now=NOW)
+    elif how == OWN:
+        effects = after_own_ack(effects)
+    return [word(effect) for effect in effects]
+
+
+def word(effect: Effect) -> str:
+    if isinstance(effect, Reply):
+        return reply_status(effect.message)
+    if isinstance(effect, Resend):
+        return f"again {decode_envelope(effect.message, NOW).attempt} in {effect.message.delay:g}"
+    if isinstance(effect, RunAgain):
+        return f"now {effect.envelope.attempt}"
+    if isinstance(effect, Release | Pause):
+        return f"{type(effect).__name__.lower()} {effect.delay if isinstance(effect, Release) else effect.seconds:g}"
+    return effect.fault.reason if isinstance(effect, DeadLetter) else type(effect).__name__.lower()
+
+
+RETURNS = "returns"
+
+
+@pytest.mark.parametrize(
+    ("call", "happens", "attempt", "retry", "late", "early", "own"),
+    [
+        # handler returns
+        (JOB, RETURNS, 1, TWICE, ["ack"], [], []),
+        (CALL, RETURNS, 1, TWICE, ["ok", "ack"], ["ok"], ["ok"]),
+        # handler raises, retries left
+        (JOB, OSError(), 1, TWICE, ["again 2 in 2", "ack"], ["again 2 in 2"], []),
+        (JOB, OSError(), 2, TWICE, ["again 3 in 4", "ack"], ["again 3 in 4"], []),
+        (CALL, OSError(), 1, TWICE, ["again 2 in 2", "ack"], ["again 2 in 2"], []),
+        (JOB, RetryLater(60), 1, TWICE, ["again 2 in 60", "ack"], ["again 2 in 60"], []),
+        (JOB, SoftTimeLimitExceeded(1), 1, TWICE, ["again 2 in 2", "ack"], ["again 2 in 2"], []),
+        (JOB, TimeLimitExceeded(1), 1, TWICE, ["again 2 in 2", "ack"], ["again 2 in 2"], []),
+        # retries that keep the slot
+        (JOB, OSError(), 1, AT_ONCE, ["now 2"], ["now 2"], []),
+        (JOB, OSError(), 2, AT_ONCE, ["again 3 in 2", "ack"], ["again 3 in 2"], []),
+        (JOB, OSError(), 3, AT_ONCE, ["now 4"], ["now 4"], []),
+        (JOB, OSError(), 4, AT_ONCE, ["onfailure", "failed", "ack"], ["onfailure", "failed"], ["onfailure"]),
+        # retries used up
+        (JOB, OSError(), 3, TWICE, ["onfailure", "failed", "ack"], ["onfailure", "failed"], ["onfailure"]),
+        (CALL, OSError(), 3, TWICE, ["error", "onfailure", "ack"], ["error", "onfailure"], ["error", "onfailure"]),
+        (CALL, OSError(), 1, NO_RETRY, ["error", "onfailure", "ack"], ["error", "onfailure"], ["error", "onfailure"]),
+        (JOB, KeyError(), 1, TWICE, ["onfailure", "failed", "ack"], ["onfailure", "failed"], ["onfailure"]),
+        (JOB, RetryLater(60), 3, TWICE, ["onfailure", "failed", "ack"], ["onfailure", "failed"], ["onfailure"]),
+        # Reject
+        (JOB, Reject("no"), 1, TWICE, ["onfailure", "rejected", "ack"], ["onfailure", "rejected"], ["onfailure"]),
+        (
+            *(CALL, Reject("no"), 1, TWICE),
+            ["error", "onfailure", "rejected", "ack"],
+            ["error", "onfailure", "rejected"],
+            ["error", "onfailure"],
+        ),
+        # a rule that stops the queue: uncounted, and however often
+        (JOB, ConnectionError(), 1, PAUSES, ["pause 600", "release 0"], ["pause 600", "again 1 in 0"], []),
+        (JOB, ConnectionError(), 99, PAUSES, ["pause 600", "release 0"], ["pause 600", "again 99 in 0"], []),
+        (CALL, ConnectionError(), 1, PAUSES, ["pause 600", "release 0"], ["pause 600", "again 1 in 0"], []),
+    ],
+)
+def test_the_table_after_it_ran(
+    call: bool,
+    happens: BaseException | str,
+    attempt: int,
+    retry: Retry,
+    late: list[str],
+    early: list[str],
+    own: list[str],
+) -> None:
+    given, before = delivery(call=call), envelope(attempt=attempt)
+    if isinstance(happens, BaseException):
+        fault = fault_of(happens, ErrorRegistry().describe(happens))
+        effects = failed(given, before, happens, fault, TERMS, retry=retry, now=NOW)
+    else:
+        effects = succeeded(given, b"null")
+    assert settled(LATE, effects, given, before) == late
+    assert settled(EARLY, effects, given, before) == early
+    assert settled(OWN, effects, given, before) == own
+
+
+def test_a_queue_stops_also_for_a_caller_who_cannot_wait_for_it() -> None:
+    """He gets the error now: the queue is stopped for longer than his deadline."""
+    error = ConnectionError()
+    effects = failed(delivery(call=True), envelope(deadline=NOW + 599), error, FAULT, TERMS, retry=PAUSES, now=NOW)
+    assert [word(effect) for effect in effects] == ["pause 600", "error", "onfailure", "ack"]
+
+
+@pytest.mark.parametrize(
+    ("call", "fields", "terms", "deliveries", "done"),
+    [
+        # ttl passed before it started
+        (JOB, {"expires_at": NOW - 6}, {}, 1, ["onfailure", "expired", "ack"]),
+        (JOB, {}, {"message_ttl": 94.0}, 1, ["onfailure", "expired", "ack"]),
+        (JOB, {}, {"message_ttl": 95.0}, 1, None),
+        (CALL, {"deadline": NOW + 60}, {"message_ttl": 94.0}, 1, ["error", "onfailure", "ack"]),
+        (CALL, {"deadline": NOW - 6}, {"message_ttl": 94.0}, 1, ["drop", "ack"]),
+        # the queue's counts from when it could first be delivered, the sender's from sending; the shorter holds
+        (JOB, {"due_at": NOW - 50}, {"message_ttl": 60.0}, 1, None),
+        (JOB, {"due_at": NOW - 66}, {"message_ttl": 60.0}, 1, ["onfailure", "expired", "ack"]),
+        (JOB, {"expires_at": NOW + 60}, {"message_ttl": 94.0}, 1, ["onfailure", "expired", "ack"]),
+        (JOB, {"expires_at": NOW - 6}, {"message_ttl": 9999.0}, 1, ["onfailure", "expired", "ack"]),
+        (JOB, {"expires_at": NOW + 60}, {"message_ttl": 9999.0}, 1, None),
+        # deadline passed
+        (CALL, {"deadline": NOW - 5}, {}, 1, None),
+        (CALL, {"deadline": NOW - 6}, {}, 1, ["drop", "ack"]),
+        (CALL, {"deadline": NOW - 1}, {"skew": 0.0}, 1, ["drop", "ack"]),
+        # kills its worker again and again
+        (JOB, {}, {"max_deliveries": 3}, 3, None),
+        (JOB, {}, {"max_deliveries": 3}, 4, ["onfailure", "poison", "ack"]),
+        (CALL, {}, {"max_deliveries": 3}, 4, ["error", "onfailure", "poison", "ack"]),
+        (JOB, {"expires_at": NOW - 60}, {"max_deliveries": 3}, 4, ["onfailure", "poison", "ack"]),
+    ],
+)
+def test_the_table_before_it_runs(
+    call: bool, fields: dict[str, Any], terms: dict[str, Any], deliveries: int, done: list[str] | None
+) -> None:
+    effects = admit(delivery(call=call, deliveries=deliveries), envelope(**fields), replace(TERMS, **terms), now=NOW)
+    assert (effects and [word(effect) for effect in effects]) == done
+
+
+def test_what_never_ran_tells_on_failure_why() -> None:
+    effects = admit(delivery(), envelope(expires_at=NOW - 60), TERMS, now=NOW) or ()
+    (told,) = [effect.error for effect in effects if isinstance(effect, OnFailure)]
+    assert isinstance(told, Undeliverable)
+    assert told.reason == "expired"
+
+
+@pytest.mark.parametrize(
+    ("call", "requeue", "how", "done"),
+    [
+        (JOB, True, LATE, ["release 7"]),
+        (CALL, True, LATE, ["release 7"]),
+        (JOB, False, LATE, ["onfailure", "rejected", "ack"]),
+        (CALL, False, LATE, ["error", "onfailure", "rejected", "ack"]),
+    ],
+)
+def test_the_table_of_nacks(call: bool, requeue: bool, how: str, done: list[str]) -> None:
+    given = delivery(call=call)
+    effects = nacked(given, envelope(), TERMS, requeue=requeue, delay=7.0, now=NOW)
+    assert settled(how, effects, given, envelope()) == done
+
+
+def test_what_a_drain_gives_back_is_the_same_attempt_and_sent_again_if_it_was_acked_early() -> None:
+    given, before = delivery(), envelope(attempt=2)
+    assert settled(LATE, (Release(),), given, before) == ["release 0"]
+    assert settled(EARLY, (Release(),), given, before) == ["again 2 in 0"]
+    assert settled(OWN, (Release(),), given, before) == []
+
+
+@pytest.mark.parametrize(("call", "done"), [(CALL, ["error", "ack"]), (JOB, ["again 1 in 5", "ack"])])
+def test_while_a_queue_answers_that_it_is_unavailable(call: bool, done: list[str]) -> None:
+    given = delivery(call=call)
+    effects = unavailable(given, envelope(), why="no model server", again_in=5.0, now=NOW)
+    assert [word(effect) for effect in effects] == done
+    if call:
+        assert answer(effects) == ("busline.unavailable", "no model server")
+    else:
+        (resend, _) = effects
+        assert isinstance(resend, Resend)
+        assert decode_envelope(resend.message, NOW).due_at == NOW + 5
+
+
+def test_a_copy_for_later_is_the_same_attempt() -> None:
+    given, before = delivery(priority=5), envelope(attempt=3, failure=None)
+    copy = later(given, before, delay=9.0, now=NOW)
+    assert replace(copy, meta="meta", delay=0.0) == given.message
+    after = decode_envelope(copy, NOW)
+    assert (copy.delay, after.attempt, after.due_at, after.id) == (9.0, 3, NOW + 9, "i")
+
+
+def test_dead_letters_live_as_long_as_their_queue_says() -> None:
+    letter = dead_letter(delivery(ttl=60.0), envelope(), FAULT, replace(TERMS, dead_letter_ttl=86400.0), NOW)
+    assert (letter.ttl, letter.expendable) == (86400.0, True)
+
+
+def test_a_letter_grows_shorter_and_stays_itself() -> None:
+    letters = shorter_letters(delivery(call=True), envelope(attempt=3), FAULT, TERMS, now=NOW)
+    assert [len(letter.meta) for letter in letters[:3]] == sorted(
+        (len(letter.meta) for letter in letters[:3]), reverse=True
+    )
+    assert letters[-1].meta == "meta"
+    for letter in letters:
+        assert (letter.body, letter.topic, letter.reply_to, letter.delay) == (b"body", "a.topic", None, 0.0)
+    told = [decode_envelope(letter, NOW).failure or {} for letter in letters[:3]]
+    assert [{"traceback", "message", "reason"} & set(each) for each in told] == [
+        {"message", "reason"},
+        {"reason"},
+        set(),
+    ]
+    assert [each.get("attempts") for each in told] == [3, 3, None]
+
+
+# -- replayed ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_replayed_letter_is_a_first_attempt_of_the_same_message() -> None:
+    given = delivery(call=True, priority=5, ttl=60.0, delay=1.0)
+    before = envelope(attempt=3, expires_at=NOW - 1, causation_id="cause")
+    letter = dead_letter(given, before, FAULT, replace(TERMS, dead_letter_ttl=9.0), NOW)
+    queue, message = replayed(letter, decode_envelope(letter, NOW), now=NOW + 5)
+    assert (queue, message.topic, message.body, message.headers) == ("q", "a.topic", b"body", {"user": "header"})
+    assert (message.priority, message.ttl, message.expendable) == (5, None, False)
+    after = decode_envelope(message, NOW)
+    assert (after.id, after.attempt, after.failure, after.due_at, after.expires_at) == ("i", 1, None, NOW + 5, None)
+    assert after.causation_id == "cause"
+
+
+@pytest.mark.parametrize(("failure", "queue"), [(None, ""), ({}, ""), ({"queue": 5, "priority": "high"}, "5")])
+def test_a_letter_that_does_not_say_where_it_came_from(failure: dict[str, Any] | None, queue: str) -> None:
+    found, message = replayed(delivery(priority=5).message, envelope(failure=failure), now=NOW)
+    assert (found, message.priority) == (queue, 0)

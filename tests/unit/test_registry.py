@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from busline.context import Context
 from busline.errors import ConfigurationError
-from busline.options import Options
+from busline.options import Breaker, Check, Options, Queue
 from busline.registry import Declaration, ErrorRegistry, Plan
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
 from busline.wire import decode_error, encode_error
@@ -20,6 +21,10 @@ OWN, ROUTERS, SHARED = Retry(max_retries=7), Retry(max_retries=8), Retry(max_ret
 async def create(order: dict[str, int]) -> None: ...
 async def cancel(order: dict[str, int]) -> None: ...
 async def on_user(event: dict[str, int]) -> None: ...
+
+
+def plain(order: int) -> None: ...
+def with_context(order: int, ctx: Context) -> None: ...
 
 
 class Callable_:
@@ -155,6 +160,13 @@ def test_calls_are_retried_only_if_their_handler_says_so(
         ([subscriber(queue="q"), handler(queue="q")], "'q' is on_user's alone"),
         ([subscriber(broadcast=True), subscriber("other.*", broadcast=True)], "rename on_user"),
         ([handler(function=print)], "print"),
+        ([handler(function=plain, soft_time_limit=1)], "plain is a plain function"),
+        ([handler(function=with_context, executor="process")], "with_context asks for the Context"),
+        ([handler(executor="process")], "create is async"),
+        ([handler(function=lambda order: None, executor="process")], "top level"),
+        ([handler(queue=Queue("q")), handler("o.x", cancel, queue="q")], "'q' is create's alone"),
+        ([handler(queue="q"), handler("o.x", cancel, queue="q", concurrency=1)], "'q' is cancel's alone"),
+        ([handler(on_failure=print)], "print"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_names(declarations: list[Declaration], says: str) -> None:
@@ -172,6 +184,35 @@ def test_without_a_service_a_queue_has_to_be_named(service: str | None) -> None:
 
 def test_a_broadcast_and_a_shared_subscriber_of_one_name_are_two_queues() -> None:
     assert set(plan(subscriber(), subscriber(broadcast=True)).queues) == {"orders.on_user", "orders.on_user.one"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_limit": "1/s"},
+        {"concurrency": 2},
+        {"requires": [Check(on_user)]},
+        {"breaker": Breaker()},
+        {"queue": Queue()},
+    ],
+)
+def test_what_is_said_of_a_queue_gives_the_handler_one_of_its_own(options: dict[str, Any]) -> None:
+    queues = plan(handler(**options), handler("orders.cancel", cancel)).queues
+    assert list(queues) == ["orders.orders.create", "orders"]
+    own, shared = queues.values()
+    assert own.owner is own.find("orders.create")
+    assert (own.options, shared.options) == (Options(**options), Options())
+    assert shared.owner is None
+
+
+def test_a_queue_is_declared_as_it_was_described() -> None:
+    described = Queue("q", max_priority=10, max_length=5, dead_letter="failed", dead_letter_ttl=60, kind="classic")
+    (queue,) = plan(handler(queue=described)).queues.values()
+    spec = queue.spec
+    assert (spec.name, spec.max_priority, spec.max_length, spec.kind) == ("q", 10, 5, "classic")
+    assert spec.dead_letter == "failed"
+    assert queue.dead_letters is not None
+    assert (queue.dead_letters.name, queue.dead_letters.for_dead_letters) == ("failed", True)
 
 
 # -- errors that travel -----------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ envelopes = st.builds(
     expires_at=st.none() | finite,
     correlation_id=name,
     causation_id=st.none() | name,
+    key=st.none() | name,
     failure=st.none() | st.dictionaries(text, plain, min_size=1),
     unknown=st.dictionaries(text.filter(lambda key: key not in KNOWN), plain),
 )
