@@ -67,7 +67,7 @@ class QueueNotFound(TransportError):
 
 
 class QueueFull(TransportError):
-    """The queue holds as many messages as it may; nothing was stored, where `Limits.exact_bounds`.
+    """The queue holds as many messages as it may; nothing was stored.
 
     `max_length` is 0 where the bound is not known, because somebody else has set it at the broker.
     """

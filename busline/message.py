@@ -122,9 +122,9 @@ class Limits:
     ordered: bool
     """Messages of equal priority are delivered in the order in which they were accepted."""
     exact_bounds: bool = True
-    """`max_length` is kept to the message, delayed ones included, for a batch or an event as a whole, and may be
-    edited; `max_priority` holds for clients that never attached, too. Where False, some messages more may fit, a full
-    queue may refuse until it has emptied a little, and of what QueueFull refused a part may have been stored."""
+    """The bounds of a queue are kept to the message: delayed ones count, senders at the same time cannot exceed
+    `max_length` together, and a client that never attached is told of a `max_priority`, too. Where False, some messages
+    more may fit, and a queue may refuse to have both a `max_length` and `patterns`."""
 
 
 @dataclass(frozen=True, slots=True)

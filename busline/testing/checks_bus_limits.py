@@ -13,6 +13,7 @@ from busline.options import Breaker, Check, Queue
 from busline.retry import Retry
 from busline.testing.harness import Harness
 from busline.testing.scenes import caller, dead_letters, eventually, raised, waiting
+from busline.testing.steps import stats, tells
 
 ONCE = Retry(max_retries=0)
 
@@ -170,7 +171,8 @@ async def check_a_queue_that_answers_tells_callers_at_once(h: Harness) -> None:
         await other.send(f"{service}.work")
 
         async def parked() -> bool:
-            return await waiting(other, f"{service}.gated") == (1, 0)
+            seen = await stats(other.transport, f"{service}.gated")
+            return seen is not None and tells(seen, ready=0, delayed=1, leased=0)
 
         await eventually(parked)
         assert bus.stats.handled == 0

@@ -116,8 +116,8 @@ class Transport(Protocol):
         that attaches after a newer one must not cut the newer one's topics off. `create=False` changes nothing and
         raises `QueueNotFound` if there is no such queue. Returns what THIS queue can do.
 
-        `max_length` and `max_priority` are kept by the broker, so they hold for clients that never attached; other
-        ones replace them and cost no message. A `passive` queue must exist and stays what it is: what `queue` says
+        `max_length` and `max_priority` hold for clients that never attached, too, to the message where
+        `Limits.exact_bounds`; other ones replace them and cost no message. A `passive` queue must exist and stays what it is: what `queue` says
         beyond its name must be so already, else `ConfigurationError`.
         """
 
@@ -133,7 +133,8 @@ class Transport(Protocol):
 
         `QueueFull` if more than `max_length` messages would wait (ready or delayed) then, and `ConfigurationError` if
         a priority is above the queue's; then nothing of this call was stored. Only sending is refused: what is
-        released, moved there by hand, or comes back from a lease that ended may exceed the bound.
+        released, moved there by hand, or comes back from a lease that ended may exceed the bound. See also
+        `Limits.exact_bounds`.
         """
 
     async def publish(self, topic: str, *messages: Message) -> bool:

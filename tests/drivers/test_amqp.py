@@ -321,13 +321,62 @@ async def test_editing_an_option_never_bricks_a_queue(rabbit: Rabbit) -> None:
         await transport.aclose()
 
 
-async def test_a_bound_that_cannot_be_edited_is_refused_with_what_to_do(rabbit: Rabbit) -> None:
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+async def test_a_full_queue_holds_up_neither_its_own_retries_nor_the_delays_of_others(
+    rabbit: Rabbit, kind: str
+) -> None:
+    full, free = name("full"), name("free")
+    transport = await opened(rabbit, f"?kind={kind}")
+    try:
+        await transport.attach(QueueSpec(full, "svc", max_length=40))
+        await transport.attach(QueueSpec(free, "svc"))
+        await transport.send(ToQueue(full), *[Message("t", b"first")] * 40)
+        consumer = await transport.consume(full, slots=40)
+        held = [(await asyncio.wait_for(consumer.receive(1), 10))[0] for _ in range(40)]
+        await transport.send(ToQueue(full), *[Message("t", b"second")] * 40)
+        await consumer.release(*held, delay=0.2)
+        await asyncio.sleep(0.5)
+        with pytest.raises(QueueFull):
+            await transport.send(ToQueue(full), Message("t", b"never"))
+        await transport.send(ToQueue(free), Message("t", b"1", delay=0.2))
+        other = await transport.consume(free, slots=1)
+        assert len(await asyncio.wait_for(other.receive(1), 5)) == 1
+        bodies = []
+        for _ in range(80):
+            (delivery,) = await asyncio.wait_for(consumer.receive(1), 5)
+            bodies.append(delivery.message.body)
+            await consumer.ack(delivery)
+        assert sorted(bodies) == [b"first"] * 40 + [b"second"] * 40
+    finally:
+        await transport.aclose()
+
+
+async def test_a_bound_is_known_to_whoever_sends_to_a_topic(rabbit: Rabbit) -> None:
+    queue, topic = name("bounded"), name("topic")
+    owner, stranger = await opened(rabbit), await opened(rabbit)
+    try:
+        await owner.attach(QueueSpec(queue, "svc", frozenset({topic})))
+        await stranger.send(ToTopic(topic), Message(topic, b"1"))
+        await owner.attach(QueueSpec(queue, "svc", max_length=2))
+        await stranger.send(ToTopic(topic), Message(topic, b"2"))
+        with pytest.raises(QueueFull) as full:
+            await stranger.send(ToTopic(topic), Message(topic, b"3"))
+        assert (full.value.queue, full.value.max_length) == (queue, 2)
+        await owner.attach(QueueSpec(queue, "svc"))
+        await (late := await opened(rabbit)).send(ToTopic(topic), Message(topic, b"4"))
+        await late.aclose()
+    finally:
+        await stranger.aclose()
+        await owner.aclose()
+
+
+async def test_a_bound_of_a_subscribers_queue_is_refused_with_what_to_do(rabbit: Rabbit) -> None:
     queue = name("queue")
     transport = await opened(rabbit)
     try:
         await transport.attach(QueueSpec(queue, "svc"))
-        with pytest.raises(ConfigurationError, match=r"(?s)x-max-length is none there.*set a policy at the broker"):
-            await transport.attach(QueueSpec(queue, "svc", max_length=10))
+        with pytest.raises(ConfigurationError, match="set a policy at the broker"):
+            await transport.attach(QueueSpec(queue, "svc", patterns=frozenset({"a.#"}), max_length=10))
         await transport.send(ToQueue(queue), Message("t", b"1"))
     finally:
         await transport.aclose()

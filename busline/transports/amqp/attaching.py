@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from busline.errors import BuslineError, ConfigurationError
-from busline.message import Limits, QueueSpec
+from busline.message import Destination, Limits, QueueSpec, ToQueue
 from busline.transports.amqp import topology
+from busline.transports.amqp.bounds import Bound
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.registry import Entry, Register, Registrar, pairs
@@ -43,10 +44,10 @@ class Attached:
         """The queue of ours that owns the topic."""
         return next((name for name, spec in self._specs.items() if topic in spec.topics), None)
 
-    def max_length(self, queue: str) -> int:
-        """As attached; 0 if that is not known here."""
-        spec = self._specs.get(queue)
-        return (spec.max_length or 0) if spec is not None else 0
+    def bound(self, to: Destination) -> Bound:
+        """That of our own queue; None if it has none, or is not ours."""
+        spec = self._specs.get((to.queue if isinstance(to, ToQueue) else self.owner(to.topic)) or "")
+        return (spec.name, spec.max_length) if spec is not None and spec.max_length else None
 
     def check_priority(self, queue: str, priority: int) -> None:
         """Raises ConfigurationError if we know that the queue knows no such priority."""
@@ -117,17 +118,16 @@ class Attached:
         async with session.scratch() as channel:
             for queue, topics in moved.items():
                 await topology.unbind(channel, queue, {CALLS: topics})
-            stale = _stale(register.queues.get(spec.name), spec)
-            await topology.unbind(channel, spec.name, stale)
-            await topology.bind(channel, spec)
+            before = register.queues.get(spec.name)
+            entry = Entry.of(spec, self._kind(spec), before.topics if before is not None else frozenset())
+            await topology.unbind(channel, spec.name, _stale(before, entry))
+            await topology.bind(channel, replace(spec, topics=entry.topics))
         for queue, topics in moved.items():
             entry = register.queues[queue]
             register.put(queue, replace(entry, topics=entry.topics - topics))
             if queue in self._specs:
                 self._specs[queue] = topology.without(self._specs[queue], topics)
-        before = register.queues.get(spec.name)
-        topics = before.topics if before is not None else frozenset()
-        register.put(spec.name, Entry.of(spec, self._kind(spec), topics))
+        register.put(spec.name, entry)
 
     async def _moved(self, session: Session, spec: QueueSpec, register: Register) -> dict[str, frozenset[str]]:
         """Topics that other queues own, by queue. Raises ConfigurationError if one is another service's."""
@@ -173,12 +173,14 @@ def _unlike(spec: QueueSpec, entry: Entry) -> str:
     return ", ".join([*sorted(map(str, asked)), *(f"{each}={getattr(spec, each)!r}" for each in wrong)])
 
 
-def _stale(before: Entry | None, spec: QueueSpec) -> Bindings:
-    """What the queue was bound to and is not to be any more. Topics stay, for a newer worker may serve them."""
+def _stale(before: Entry | None, now: Entry) -> Bindings:
+    """What the queue was bound to and is not to be any more. Topics stay, for a newer worker may serve them, unless
+    there is a bound now: then every sender is to look first."""
     if before is None:
         return {}
-    stale = {EVENTS: before.patterns - spec.patterns}
-    kept = {(binding.exchange, binding.routing_key) for binding in spec.bindings}
-    for exchange, key in before.bindings - kept:
+    stale = {EVENTS: before.patterns - now.patterns}
+    if now.max_length is not None:
+        stale[CALLS] = before.topics
+    for exchange, key in before.bindings - now.bindings:
         stale[exchange] = stale.get(exchange, frozenset()) | {key}
     return stale

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 
 from aiormq.abc import DeliveredMessage
 from pamqp.common import FieldValue
 
-from busline.errors import BuslineError, ConnectionLost, QueueFull, TransportClosed
+from busline.errors import BuslineError, ConnectionLost, NoHandler, TransportClosed
 from busline.message import Destination, Message
+from busline.transports.amqp.bounds import Bounds
 from busline.transports.amqp.faults import LIBRARY, was_cancelled
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
@@ -41,7 +42,7 @@ class Way:
     check: Callable[[Destination, Message], None]
     """Raises for what cannot be sent there."""
     unroutable: Callable[[Destination], BuslineError]
-    full: Callable[[Destination], Awaitable[QueueFull]]
+    bounds: Bounds
 
 
 def is_address(address: str) -> bool:
@@ -77,16 +78,22 @@ class AmqpInbox:
     async def send(self, to: Destination, message: Message) -> None:
         if self.closed:
             raise TransportClosed("the inbox is closed")
-        way = self._way
-        way.check(to, message)
-        exchange, key = way.route(to)
+        self._way.check(to, message)
+        to = await self._way.bounds.admit(to, 1)
+        try:
+            await self._put(to, message)
+        except NoHandler:
+            bounded = await self._way.bounds.find(to, 1)
+            if bounded is None:
+                raise
+            await self._put(bounded, message)
+
+    async def _put(self, to: Destination, message: Message) -> None:
+        exchange, key = self._way.route(to)
         # A call to a direct inbox dies with the caller's connection anyway, so the broker need not write it to disk.
         mode = PERSISTENT if self._queue else TRANSIENT
         found = properties(message, reply_to=self._queue or DIRECT, mode=mode)
-        try:
-            await self._outlet.put(exchange, key, message.body, found, lambda: way.unroutable(to))
-        except QueueFull:
-            raise await way.full(to) from None
+        await self._outlet.put(exchange, key, message.body, found, lambda: self._way.unroutable(to))
 
     async def aclose(self) -> None:
         if self.closed:

@@ -2,7 +2,7 @@
 
 A queue's arguments cannot be changed at the broker: declaring it with others is refused. So there are few arguments,
 most of them constants, and of those that come from an option a difference is tolerated: the queue works on as the
-broker has it, and `health()` names the difference. Only another type is refused, and a bound that it would not keep.
+broker has it, and `health()` names the difference. Only another type is refused.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ NO_DELIVERY_LIMIT = 1_000_000_000
 of 20 if none is set."""
 MAX_NAME_BYTES = 255
 
-_OF_A_BOUND = frozenset({"x-max-length", "x-overflow"})
-_TOLERATED = _OF_A_BOUND | {
-    *("x-max-priority", "x-delivery-limit", "x-dead-letter-exchange", "x-dead-letter-routing-key")
-}
+_TOLERATED = frozenset(
+    {"x-max-priority", "x-max-length", "x-overflow", "x-delivery-limit"}
+    | {"x-dead-letter-exchange", "x-dead-letter-routing-key"}
+)
 _TEXTS = frozenset({"x-overflow", "x-dead-letter-exchange", "x-dead-letter-routing-key"})
 _VALUE = re.compile(r"'([^']*)'")
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*?) but current is (.*)", re.DOTALL)
@@ -56,6 +56,11 @@ def check(spec: QueueSpec) -> None:
         raise ConfigurationError(f"queue {spec.name!r}: max_priority is 0 to {MAX_PRIORITY}, not {spec.max_priority}")
     if spec.max_length is not None and spec.max_length < 1:
         raise ConfigurationError(f"queue {spec.name!r}: max_length is 1 or more, not {spec.max_length}")
+    if spec.max_length is not None and (spec.patterns or spec.bindings):
+        raise ConfigurationError(
+            f"queue {spec.name!r}: max_length is kept by who sends, and at RabbitMQ nobody asks before an event; leave "
+            "it out, or set a policy at the broker"
+        )
     if spec.max_priority and spec.kind == "quorum":
         raise ConfigurationError(
             f"queue {spec.name!r}: quorum queues know no priorities; leave kind= out, or say kind='classic'"
@@ -72,8 +77,6 @@ def kind_of(spec: QueueSpec, default: Kind) -> Kind:
 def arguments(spec: QueueSpec, kind: Kind) -> dict[str, Any]:
     """Of the queue's declaration."""
     chosen: dict[str, Any] = {}
-    if spec.max_length is not None:
-        chosen |= {"x-max-length": spec.max_length, "x-overflow": "reject-publish"}
     if spec.ephemeral:
         return chosen
     chosen["x-queue-type"] = kind
@@ -118,11 +121,6 @@ async def declare_queue(session: Session, spec: QueueSpec, kind: Kind, where: st
             return f"queue {spec.name!r}: {', '.join(tolerated.values())}" if tolerated else ""
         except ChannelPreconditionFailed as error:
             argument, current, text = difference(error)
-            if spec.max_length is not None and argument in _OF_A_BOUND:
-                raise ConfigurationError(
-                    f"queue {spec.name!r} exists at {where} with another bound, which cannot be edited: {text}. Leave "
-                    "max_length= out and set a policy at the broker, or delete the queue when it is empty"
-                ) from error
             if argument not in _TOLERATED or argument in tolerated:
                 raise ConfigurationError(
                     f"queue {spec.name!r} exists at {where} with other properties: {text}. "
@@ -190,8 +188,8 @@ async def declare_exchanges(session: Session) -> None:
 
 
 async def bind(channel: Channel, spec: QueueSpec) -> None:
-    """Whatever feeds the queue."""
-    for topic in sorted(spec.topics):
+    """Whatever feeds the queue. To a bounded one nobody sends without having looked; see bounds.py."""
+    for topic in sorted(spec.topics) if spec.max_length is None else ():
         await channel.rpc(Bind(queue=spec.name, exchange=CALLS, routing_key=topic))
     for pattern in sorted(spec.patterns):
         await channel.rpc(Bind(queue=spec.name, exchange=EVENTS, routing_key=pattern))

@@ -14,13 +14,13 @@ from busline.errors import (
     BuslineError,
     ConfigurationError,
     NoHandler,
-    QueueFull,
     QueueNotFound,
     TransportClosed,
 )
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats, ToQueue, ToTopic
 from busline.transports.amqp import ladder as delays
 from busline.transports.amqp.attaching import Attached
+from busline.transports.amqp.bounds import Bounds
 from busline.transports.amqp.consuming import AmqpConsumer
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.inbox import QUEUE as REPLY_QUEUE
@@ -30,7 +30,7 @@ from busline.transports.amqp.ladder import Ladder
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import TRANSIENT, check, properties, released
 from busline.transports.amqp.publishing import Outlet
-from busline.transports.amqp.registry import Registrar
+from busline.transports.amqp.registry import Register, Registrar
 from busline.transports.amqp.replying import ReplyOutlet
 from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
 from busline.transports.amqp.url import Settings, parse
@@ -75,7 +75,7 @@ class AmqpTransport:
         self._ladder = Ladder()
         self._registrar = Registrar(self._outlet)
         self._attached = Attached(self._in, self._registrar, settings)
-        self._full_ones: dict[Destination, tuple[str, int]] = {}
+        self._bounds = Bounds(self._attached.bound, self._register, self._count)
         self._inspection = Inspection(self._in, self._registrar, self._outlet)
         self._consumers: list[AmqpConsumer] = []
         self._inbox: AmqpInbox | None = None
@@ -158,7 +158,16 @@ class AmqpTransport:
         self._opened()
         for message in messages:
             self._check(to, message)
-        await _together([self._send(to, message) for message in messages])
+        if not messages:
+            return
+        to = await self._bounds.admit(to, len(messages))
+        try:
+            await _together([self._send(to, message) for message in messages])
+        except NoHandler:
+            bounded = await self._bounds.find(to, len(messages))
+            if bounded is None:
+                raise
+            await _together([self._send(bounded, message) for message in messages])
 
     async def publish(self, topic: str, *messages: Message) -> bool:
         self._opened()
@@ -173,7 +182,7 @@ class AmqpTransport:
             raise ConfigurationError("this transport has an inbox already; a transport has one")
         settings = self._settings
         own_queue = settings.reply == "queue"
-        way = Way(_route, self._check, self._unroutable, self._full)
+        way = Way(_route, self._check, self._unroutable, self._bounds)
         inbox = AmqpInbox(self._out, settings.timeout, own_queue, way, on_reply, on_lost)
         await self._out.move_in(inbox)
         self._inbox = inbox
@@ -198,10 +207,7 @@ class AmqpTransport:
             await self._send_later(to, message)
             return
         exchange, key = _route(to)
-        try:
-            await self._outlet.put(exchange, key, message.body, properties(message), lambda: self._unroutable(to))
-        except QueueFull:
-            raise await self._full(to) from None
+        await self._outlet.put(exchange, key, message.body, properties(message), lambda: self._unroutable(to))
 
     async def _again(self, queue: str, delivered: DeliveredMessage, deliveries: int, delay: float) -> None:
         """A copy of what was delivered, to the same queue."""
@@ -252,23 +258,13 @@ class AmqpTransport:
     def _unroutable(self, to: Destination) -> BuslineError:
         return QueueNotFound(to.queue, self.where) if isinstance(to, ToQueue) else NoHandler(to.topic, self.where)
 
-    async def _full(self, to: Destination) -> QueueFull:
-        """Which queue is full, and its bound, looked up once for each destination that is not ours."""
-        queue = to.queue if isinstance(to, ToQueue) else self._attached.owner(to.topic)
-        if queue is not None and (bound := self._attached.max_length(queue)):
-            return QueueFull(queue, bound)
-        if to not in self._full_ones:
-            try:
-                self._full_ones[to] = await self._look_up_bound(to)
-            except BuslineError:
-                return QueueFull(str(to), 0)
-        return QueueFull(*self._full_ones[to])
-
-    async def _look_up_bound(self, to: Destination) -> tuple[str, int]:
+    async def _register(self) -> Register:
         async with self._operation() as session, self._registrar.edit(session) as register:
-            queue = to.queue if isinstance(to, ToQueue) else register.owner(to.topic) or str(to)
-            entry = register.queues.get(queue)
-        return queue, entry.max_length or 0 if entry is not None else 0
+            return register
+
+    async def _count(self, queue: str) -> int:
+        async with self._operation() as session:
+            return (await self._inspection.find(session, queue)).message_count or 0
 
     # -- health and end -----------------------------------------------------------------------------------------
 
