@@ -33,6 +33,10 @@ CANCEL_TIMEOUT = 5.0
 """Seconds that cancelled handlers have to end before the worker leaves without them."""
 
 
+HEALTH_PERIOD = 1.0
+"""Seconds between looks at the transport's health."""
+
+
 class Worker:
     """Consumes while it is entered. Made by `Bus.worker`; may be entered once."""
 
@@ -149,12 +153,26 @@ class Worker:
                 for queue in self._queues:
                     tasks.start_soon(queue.run, name=f"busline queue {queue.plan.spec.name}")
                 tasks.start_soon(self._leave, tasks, name="busline drain")
+                tasks.start_soon(self._watch, name="busline health")
                 if not started.done():
                     started.set_result(None)
         except BaseExceptionGroup as group:
             raise _single(group) from None
         finally:
             await self._close()
+
+    async def _watch(self) -> None:
+        """Log that the broker was lost, and that it is back; drivers are silent."""
+        transport, status = self._services.transport, "healthy"
+        while not self._stop.is_set():
+            health = transport.health()
+            if health.status in ("degraded", "down") and status == "healthy":
+                log.warning("%s: %s", transport.where, health.detail or health.status, extra={"event": health.status})
+            if health.status == "healthy" and status != "healthy":
+                log.info("%s: healthy again", transport.where, extra={"event": "healthy"})
+            status = health.status
+            with anyio.move_on_after(HEALTH_PERIOD):
+                await self._stop.wait()
 
     async def _leave(self, tasks: TaskGroup) -> None:
         await self._retire.wait()

@@ -117,8 +117,8 @@ class Transport(Protocol):
         raises `QueueNotFound` if there is no such queue. Returns what THIS queue can do.
 
         `max_length` and `max_priority` hold for clients that never attached, too, to the message where
-        `Limits.exact_bounds`; other ones replace them and cost no message. A `passive` queue must exist and stays what it is: what `queue` says
-        beyond its name must be so already, else `ConfigurationError`.
+        `Limits.exact_bounds`; other ones replace them and cost no message. A `passive` queue must exist and stays
+        what it is: what `queue` says beyond its name must be so already, else `ConfigurationError`.
         """
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:

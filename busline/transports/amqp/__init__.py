@@ -5,7 +5,7 @@ from busline.errors import ConfigurationError
 try:
     import aio_pika  # noqa: F401
 except ImportError as missing:
-    raise ConfigurationError("amqp:// needs aio-pika: pip install busline[amqp]") from missing
+    raise ConfigurationError("amqp:// needs aio-pika: pip install 'busline[amqp]'") from missing
 
 from busline.transports.amqp.transport import AmqpTransport, from_url
 

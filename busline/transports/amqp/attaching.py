@@ -26,7 +26,7 @@ class Attached:
     def __init__(self, link: Link, registrar: Registrar, settings: Settings) -> None:
         self._link = link
         self._registrar = registrar
-        self._default = settings.kind
+        self._default: Kind = settings.kind
         self._consumer_timeout = settings.consumer_timeout
         self._specs: dict[str, QueueSpec] = {}
         self.differences: dict[str, str] = {}

@@ -100,7 +100,8 @@ def _upgrade(db: sqlite3.Connection, where: str) -> None:
     found = row[0] if row else None
     if not isinstance(found, int) or (found != VERSION and found not in _UPGRADES):
         raise ConfigurationError(
-            f"{where} has schema version {found or 'none'}, this busline knows {VERSION}; upgrade busline or use another file"
+            f"{where} has schema version {found or 'none'}, this busline knows {VERSION};"
+            " upgrade busline or use another file"
         )
     for version in range(found, VERSION):
         _execute_all(db, _UPGRADES[version])
