@@ -29,8 +29,8 @@ class InvalidPayload(Exception):
 class Binding:
     """How one function takes a message. Raises ConfigurationError for a function that cannot take any.
 
-    The `on_failure` of another binding takes the payload as that one does, whole or by name, and a parameter that is
-    annotated with an exception class gets the error.
+    The `on_failure` of another binding may also take a single name of a payload that the other takes by name, and a
+    parameter that is annotated with an exception class gets the error.
     """
 
     __slots__ = ("_by_name", "_context_name", "_error_name", "_parse", "_payload_names", "function", "is_async")
@@ -44,9 +44,8 @@ class Binding:
         self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
         payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
-        self._by_name: bool = len(payload) > 1 or (
-            on_failure_of is not None and bool(payload) and on_failure_of._by_name
-        )
+        named = on_failure_of._payload_names if on_failure_of is not None and on_failure_of._by_name else ()
+        self._by_name = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
         self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
 
     def parse(self, body: bytes) -> Any:

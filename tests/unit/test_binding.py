@@ -446,6 +446,14 @@ def test_on_failure_takes_single_names_of_a_payload_that_its_handler_takes_by_na
     assert arguments == {"job_id": "7", "error": failure}
 
 
+def test_on_failure_takes_the_whole_payload_under_a_name_of_its_own() -> None:
+    def handler(job_id: str, path: str) -> None: ...
+    def told(question: dict[str, str]) -> None: ...
+
+    binding = Binding(told, on_failure_of=Binding(handler))
+    assert binding.arguments(binding.parse(b'{"job_id": "7"}'), None) == {"question": {"job_id": "7"}}
+
+
 def test_on_failure_takes_the_whole_payload_where_its_handler_does() -> None:
     def handler(job: dict[str, str]) -> None: ...
     def told(job: dict[str, str], error: Exception) -> None: ...
