@@ -45,7 +45,7 @@ class Binding:
         payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
         self._payload_names = tuple(p.name for p in payload)
         named = on_failure_of._payload_names if on_failure_of is not None and on_failure_of._by_name else ()
-        self._by_name = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
+        self._by_name: bool = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
         self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
 
     def parse(self, body: bytes) -> Any:
