@@ -178,8 +178,8 @@ class Undeliverable(HandlerError):
 class SoftTimeLimitExceeded(asyncio.CancelledError):
     """Raised inside a running handler, where it awaits, after `soft_time_limit` seconds.
 
-    It may clean up, and may even return a result. What it lets through is a failure like any other. Raised in the body of
-    an `asyncio.TaskGroup` it comes out of it in a group, as every exception does: `except* SoftTimeLimitExceeded`.
+    It may clean up, and may even return a result. What it lets through is a failure like any other. Raised in the body
+    of an `asyncio.TaskGroup` it comes out of it in a group, as every exception does: `except* SoftTimeLimitExceeded`.
     """
 
     def __init__(self, limit: float) -> None:
