@@ -245,6 +245,16 @@ async def check_faults_and_lifecycle_are_events_for_those_who_subscribe(h: Harne
         assert fault["dead_letter"] == f"{service}.dead"
 
 
+async def _is_poison(other: Bus, queue: str, runs: list[int], hit: asyncio.Event) -> None:
+    limits = await other.transport.attach(QueueSpec(queue, queue), create=False)
+    if limits.counts_deliveries:
+        [(_, envelope)] = await dead_letters(other, queue)
+        assert (envelope.failure or {})["reason"] == "poison"
+    else:
+        await hit.wait()
+    assert len(runs) == (2 if limits.counts_deliveries else 3)
+
+
 async def check_a_message_that_kills_its_workers_is_poison(h: Harness) -> None:
     """Counted by starts: after `max_deliveries` it is a dead letter without running again.
 
@@ -284,13 +294,7 @@ async def check_a_message_that_kills_its_workers_is_poison(h: Harness) -> None:
             await asyncio.wait([serving])
             serving.exception()
         _, hit, heir = await start()
-        limits = await other.transport.attach(QueueSpec(service, service), create=False)
-        if limits.counts_deliveries:
-            [(_, envelope)] = await dead_letters(other, service)
-            assert (envelope.failure or {})["reason"] == "poison"
-        else:
-            await hit.wait()
-        assert len(runs) == (2 if limits.counts_deliveries else 3)
+        await _is_poison(other, service, runs, hit)
         heir.cancel()
         await asyncio.wait([heir])
 

@@ -76,7 +76,7 @@ def test_a_missing_client_library_is_named_with_its_extra(monkeypatch: pytest.Mo
     for module in [each for each in sys.modules if each.startswith("busline.transports.amqp")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "aio_pika", None)
-    with pytest.raises(ConfigurationError, match=r"pip install busline\[amqp\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'busline\[amqp\]'"):
         any_url("amqp://localhost/")
 
 
