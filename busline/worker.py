@@ -162,9 +162,9 @@ class Worker:
             await self._close()
 
     async def _watch(self) -> None:
-        """Log that the broker was lost, and that it is back; drivers are silent."""
+        """Log that the broker was lost, and that it is back, until the worker leaves; drivers are silent."""
         transport, status = self._services.transport, "healthy"
-        while not self._stop.is_set():
+        while not self._retire.is_set():
             health = transport.health()
             if health.status in ("degraded", "down") and status == "healthy":
                 log.warning("%s: %s", transport.where, health.detail or health.status, extra={"event": health.status})
@@ -172,7 +172,7 @@ class Worker:
                 log.info("%s: healthy again", transport.where, extra={"event": "healthy"})
             status = health.status
             with anyio.move_on_after(HEALTH_PERIOD):
-                await self._stop.wait()
+                await self._retire.wait()
 
     async def _leave(self, tasks: TaskGroup) -> None:
         await self._retire.wait()
