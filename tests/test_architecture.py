@@ -44,7 +44,7 @@ LAYERS = [
         {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running"}
         | {"services", "settling", "handling", "slots", "worker", "dead_letters"},
     ),
-    ("façade", {"bus", "router", ""}),
+    ("façade", {"bus", "verbs", "router", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
