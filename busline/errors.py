@@ -16,6 +16,10 @@
     │   ├── Unavailable                 the handler exists and declines to work now
     │   ├── ReplyLost                   the way back was cut; the handler may have run
     │   └── RemoteError                 (type, message, details): the handler raised
+    ├── StoreError                      the idempotency-key and job store
+    │   ├── StoreUnavailable            it is down, slow, locked or full; whether it happened may be unknown
+    │   └── ClaimLost                   (key): somebody else has taken the claim over
+    ├── IdempotencyMismatch             (key): the key was used with another payload
     ├── HandlerError                    (what became of a handler, as retry rules and on_failure see it)
     │   ├── TimeLimitExceeded           (limit): it ran into its hard time limit
     │   ├── AlreadySettled              (first): ack() or nack() after something had settled the message
@@ -148,6 +152,30 @@ class RemoteError(CallError):
         self.type = type
         self.message = message
         self.details: Mapping[str, Any] = details or {}
+
+
+class StoreError(BuslineError):
+    """The store, or the way to it, failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store is down, slow, locked or full; whether the operation happened may be unknown."""
+
+
+class ClaimLost(StoreError):
+    """The claim on an idempotency key is no longer ours: its lease had ended and somebody else has taken it over."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the claim on {key!r} is no longer ours")
+        self.key = key
+
+
+class IdempotencyMismatch(BuslineError):
+    """The idempotency key was used before with another payload; nothing was run and the record is untouched."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the idempotency key {key!r} was used with another payload")
+        self.key = key
 
 
 class HandlerError(BuslineError):

@@ -20,7 +20,7 @@ MAX_FUNCTION_LINES = 45
 
 LAYERS = [
     ("values", {"errors", "message", "topics", "clock"}),
-    ("ports", {"codec", "transports.base"}),
+    ("ports", {"codec", "transports.base", "stores.base"}),
     # `transports` itself only maps a scheme to the name of a driver, which it loads when a URL asks for it.
     (
         "decisions",
@@ -37,7 +37,7 @@ LAYERS = [
             "replies",
             "wheel",
         }
-        | {"transports"},
+        | {"transports", "stores"},
     ),
     (
         "engines",
@@ -48,7 +48,12 @@ LAYERS = [
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
-CLIENT_LIBRARIES = {"transports.amqp": {"aio_pika", "aiormq", "pamqp", "yarl"}}
+CLIENT_LIBRARIES = {
+    "transports.amqp": {"aio_pika", "aiormq", "pamqp", "yarl"},
+    "stores.redis": {"redis"},
+    "stores.postgres": {"asyncpg"},
+    "stores.dynamodb": {"aiobotocore", "botocore"},
+}
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
@@ -58,7 +63,10 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 """By name below the package; "" is the package itself."""
-DRIVERS = {".".join(name.split(".")[:2]) for name in MODULES if name.startswith("transports.")} - {"transports.base"}
+DRIVERS = {".".join(name.split(".")[:2]) for name in MODULES if name.startswith(("transports.", "stores."))} - {
+    "transports.base",
+    "stores.base",
+}
 each_module = pytest.mark.parametrize("name", MODULES, ids=lambda name: f"busline.{name}".rstrip("."))
 
 
@@ -121,7 +129,7 @@ def test_a_driver_imports_values_ports_itself_and_its_client_library(name: str) 
     driver = driver_of(name)
     if driver is None:
         return
-    below = LAYERS[0][1] | {"transports.base"}
+    below = LAYERS[0][1] | {f"{driver.split('.')[0]}.base"}
     tree = parse(name)
     strangers = {other for other in internal(tree) if other not in below and not is_within(other, driver)}
     assert not strangers
@@ -139,7 +147,7 @@ def test_third_party_libraries_stay_where_they_belong(name: str) -> None:
 
 
 def test_the_values_and_ports_know_no_third_party_but_the_codec() -> None:
-    for name in LAYERS[0][1] | {"transports.base"}:
+    for name in LAYERS[0][1] | {"transports.base", "stores.base"}:
         assert not foreign(parse(name)), f"busline.{name}"
 
 
