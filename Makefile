@@ -3,6 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 URL ?=
+JOBS ?= 6
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --constraint constraints.txt
 CHECKS = $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/pyright --pythonpath $(BIN)/python
@@ -20,10 +21,10 @@ help: ## print these doors
 demo: .venv/installed ## four workers, one of them killed, and the count of what was lost; URL=… for another broker
 	@$(BIN)/busline demo $(URL)
 
-test: .venv/developed ## lint, types and all tests
+test: .venv/developed ## lint, types and all tests, JOBS=6 at a time: they wait more than they compute
 	@status=0; \
 	{ $(CHECKS); } || status=$$?; \
-	$(BIN)/python -m pytest || status=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup || status=$$?; \
 	exit $$status
 
 check: .venv/developed ## lint, format and types: ruff, mypy, pyright

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 CTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
-VHOSTS = 20
-"""Virtual hosts that are made at once, as each `rabbitmqctl` takes two seconds."""
+VHOSTS = 40
+"""Virtual hosts that are made at once: with the node they cost half a second together, later two seconds at least."""
 START_TIMEOUT = 90.0
 """Seconds that a node may take to start on a busy machine."""
 
@@ -27,15 +34,21 @@ class Rabbit:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port, self.tls_port, self._distribution, self._epmd_port = free_ports(4)
+        ports = folder / "ports"
+        if not ports.exists():
+            ports.write_text(json.dumps(free_ports(4)))
+        self.port, self.tls_port, self._distribution, self._epmd_port = json.loads(ports.read_text())
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._unused: list[str] = []
-        self._vhosts = 0
+        self.vhost = "/"
 
     @property
     def url(self) -> str:
-        """As guest, who may do everything."""
+        """Of its virtual host, as guest, who may do everything."""
+        return self._server_url + self.vhost.removeprefix("/")
+
+    @property
+    def _server_url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     @property
@@ -52,7 +65,16 @@ class Rabbit:
             f"ssl_options.cacertfile = {self.ca}\n"
             f"ssl_options.certfile = {self._folder / 'server.pem'}\n"
             f"ssl_options.keyfile = {self._folder / 'server.key'}\n"
+            f"load_definitions = {self._folder / 'start.json'}\n"
         )
+        salt = os.urandom(4)
+        guest = {
+            "name": "guest",
+            "password_hash": base64.b64encode(salt + hashlib.sha256(salt + b"guest").digest()).decode(),
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+            "tags": "administrator",
+        }
+        self._define("start.json", ["/", *self._more_vhosts()], users=[guest])
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -118,17 +140,38 @@ class Rabbit:
 
     def empty_url(self) -> str:
         """As guest, in a virtual host that nobody has used: a broker of one's own, as far as queues go."""
-        if not self._unused:
-            self._unused = [f"empty{self._vhosts + number}" for number in range(VHOSTS)]
-            self._vhosts += VHOSTS
-            rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
-            definitions = {
-                "vhosts": [{"name": name} for name in self._unused],
-                "permissions": [{"vhost": name, **rights} for name in self._unused],
-            }
-            (self._folder / "vhosts.json").write_text(json.dumps(definitions))
-            self.ctl("import_definitions", str(self._folder / "vhosts.json"))
-        return self.url + self._unused.pop()
+        return self._server_url + self.take_vhost()
+
+    def take_vhost(self) -> str:
+        """The name of a virtual host that nobody has used. Processes that share the node get different ones."""
+        with locked(self._folder / "vhosts.lock"):
+            if not (unused := self._read("unused", [])):
+                unused = self._more_vhosts()
+                self._define("more.json", unused)
+                self.ctl("import_definitions", str(self._folder / "more.json"))
+            name = unused.pop()
+            (self._folder / "unused").write_text(json.dumps(unused))
+        return name
+
+    def _more_vhosts(self) -> list[str]:
+        made = self._read("made", 0)
+        names = [f"empty{made + number}" for number in range(VHOSTS)]
+        (self._folder / "made").write_text(json.dumps(made + VHOSTS))
+        (self._folder / "unused").write_text(json.dumps(names))
+        return names
+
+    def _read(self, name: str, default: Any) -> Any:
+        file = self._folder / name
+        return json.loads(file.read_text()) if file.exists() else default
+
+    def _define(self, name: str, vhosts: list[str], **more: object) -> None:
+        rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+        definitions = {
+            "vhosts": [{"name": each} for each in vhosts],
+            "permissions": [{"vhost": each, **rights} for each in vhosts],
+            **more,
+        }
+        (self._folder / name).write_text(json.dumps(definitions))
 
     def stop(self) -> None:
         """For good."""
@@ -138,16 +181,13 @@ class Rabbit:
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait(20)
+            self._epmd = None
 
 
 def start_rabbit() -> Rabbit:
     """A new node. Skips the test where there is no RabbitMQ and it cannot be installed; fails instead in CI."""
-    if not os.path.exists(SERVER) and not _install():
-        reason = "rabbitmq-server is missing and could not be installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    rabbit = Rabbit(Path(tempfile.mkdtemp(prefix="busline-rabbit-")))
+    _need_rabbit()
+    rabbit = Rabbit(_new_folder())
     try:
         rabbit.configure()
         rabbit.start()
@@ -161,6 +201,94 @@ def remove(rabbit: Rabbit) -> None:
     """Stop it and delete its folder."""
     rabbit.stop()
     shutil.rmtree(rabbit._folder, ignore_errors=True)
+
+
+@contextmanager
+def shared_rabbit(meeting_point: Path) -> Iterator[Rabbit]:
+    """The one node of all processes that meet in this folder; the first starts it, and it ends with the last.
+
+    A process uses the node while it holds a lock on the file `users` beside it, which goes with the process, however
+    it ends; a keeper, which is the node's parent, waits until nobody holds one.
+    """
+    with locked(meeting_point / "rabbit.lock"):
+        place = meeting_point / "rabbit"
+        users = _join(Path(place.read_text())) if place.exists() else None
+        if users is None:
+            _need_rabbit()
+            folder = _new_folder()
+            (folder / "users").touch()
+            users = _join(folder)
+            assert users is not None
+            _start_keeper(folder)
+            place.write_text(str(folder))
+        folder = Path(place.read_text())
+    try:
+        yield Rabbit(folder)
+    finally:
+        # Unlocked and not only closed: a process forked meanwhile has the file open, too.
+        fcntl.flock(users, fcntl.LOCK_UN)
+        os.close(users)
+
+
+def _join(folder: Path) -> int | None:
+    """The file that is locked; None if the node is on its way out."""
+    try:
+        users = os.open(folder / "users", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(users)
+        return None
+    return users
+
+
+def _start_keeper(folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.servers", str(folder)]
+    root = Path(__file__).parents[1]
+    with (folder / "keeper.txt").open("wb") as out:
+        keeper = subprocess.Popen(command, cwd=root, stdout=out, stderr=out, start_new_session=True)
+    until = time.monotonic() + START_TIMEOUT + 10
+    while not (folder / "started").exists():
+        if time.monotonic() > until or keeper.poll() is not None:
+            raise RuntimeError(f"RabbitMQ did not start:\n{(folder / 'keeper.txt').read_text()[-3000:]}")
+        time.sleep(0.1)
+    keeper.returncode = 0  # it outlives whoever started it, on purpose
+
+
+def keep(folder: Path) -> None:
+    """Run a node for as long as somebody uses it."""
+    rabbit = Rabbit(folder)
+    try:
+        rabbit.configure()
+        rabbit.start()
+        (folder / "started").touch()
+        with (folder / "users").open("rb") as users:
+            fcntl.flock(users, fcntl.LOCK_EX)
+            remove(rabbit)
+    finally:
+        rabbit.stop()
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Alone among all processes."""
+    with file.open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="busline-rabbit-"))
+
+
+def _need_rabbit() -> None:
+    if not os.path.exists(SERVER) and not _install():
+        reason = "rabbitmq-server is missing and could not be installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 def _install() -> bool:
@@ -198,3 +326,7 @@ def free_ports(number: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]))

@@ -118,7 +118,7 @@ def test_escapes_arrive_unescaped() -> None:
     [
         (("guest:guest", "guest:wr0ng"), "refuses user 'guest'"),
         (("guest:guest", "nobody:x"), "refuses user 'nobody'"),
-        (("/?", "/missing?"), "missing"),
+        (("?", "missing?"), "missing"),
     ],
 )
 async def test_wrong_credentials_and_hosts_are_told_at_open(change: tuple[str, str], says: str, rabbit: Rabbit) -> None:
@@ -182,9 +182,9 @@ async def test_every_consumer_has_a_prefetch_of_its_own(rabbit: Rabbit, monkeypa
     assert sent.count(("consume", queue)) == 3
 
 
-def ask_with_pika(port: int, queue: str, body: bytes) -> bytes:
+def ask_with_pika(rabbit: Rabbit, queue: str, body: bytes) -> bytes:
     """What a program that has never heard of busline does."""
-    connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port))
+    connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", rabbit.port, rabbit.vhost))
     channel = connection.channel()
     answers: list[bytes] = []
     channel.basic_consume(
@@ -208,7 +208,7 @@ async def test_a_foreign_client_gets_a_json_answer(rabbit: Rabbit) -> None:
         return {"sum": a + b}
 
     async with bus.worker():
-        answer = await asyncio.to_thread(ask_with_pika, rabbit.port, service, b'{"a": 1, "b": 2}')
+        answer = await asyncio.to_thread(ask_with_pika, rabbit, service, b'{"a": 1, "b": 2}')
     assert json.loads(answer) == {"sum": 3}
 
 
@@ -220,7 +220,7 @@ async def test_a_foreign_exchange_feeds_a_queue_and_its_key_is_the_topic(rabbit:
         consumer = await transport.consume(queue, slots=1)
 
         def publish() -> None:
-            connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", rabbit.port))
+            connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", rabbit.port, rabbit.vhost))
             properties = pika.BasicProperties(headers={"depth": 3, "flag": True, "none": None, "list": [1]})
             connection.channel().basic_publish(exchange, "import.csv", b"{}", properties)
             connection.close()
@@ -278,7 +278,7 @@ async def test_hostile_properties_are_dead_lettered_with_no_reconnect(kind: str,
     dead = queue + ".dead"
     proxy = Proxy(rabbit.port)
     await proxy.start()
-    transport = from_url(f"amqp://127.0.0.1:{proxy.port}/?kind={kind}")
+    transport = from_url(rabbit.url.replace(str(rabbit.port), str(proxy.port)) + f"?kind={kind}")
     await transport.open()
     try:
         await transport.attach(QueueSpec(dead, "svc", for_dead_letters=True))

@@ -61,7 +61,7 @@ def test_a_refusal_is_told_without_the_password(anywhere: Folder, rabbit: Rabbit
     for command in commands(anywhere.url):
         check(anywhere, command, Exit.CONFIGURATION, "refuses user 'guest': wrong name or password")
     anywhere.url = rabbit.url + "nowhere"
-    check(anywhere, ["call", "add"], Exit.CONFIGURATION, "vhost nowhere not found")
+    check(anywhere, ["call", "add"], Exit.CONFIGURATION, "nowhere not found")
 
 
 def test_without_its_extra_amqp_is_refused_with_what_to_install(anywhere: Folder) -> None:
