@@ -17,7 +17,8 @@ Rules that hold for every method:
 * **Errors**: `ClaimLost`; `StoreUnavailable` for everything that may pass (down, slow, locked, full), also where it is
   not known whether it happened; `ConfigurationError` for what never will work. Nothing else leaves a store.
 * **Silence**: stores do not log. **Tasks** that a store starts have ended when `aclose()` returns.
-* **Bytes** are opaque; keys and ids are any UTF-8 of up to 1,024 bytes.
+* **Bytes** are opaque; keys and ids are any UTF-8 of up to 1,024 bytes, also with NUL in it (`check_text`).
+* A message is **kept** where `claim` was given a `message` that is not empty.
 * Every operation ends within the store's `timeout` (seconds, default 5).
 """
 
@@ -29,6 +30,11 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from busline.errors import ConfigurationError
+
+MAX_TEXT = 1024
+"""Bytes of a key, an id or a `unique`."""
 
 ClaimState = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"]
 """PENDING: released, to be tried again. The last three are final until their `ttl`, or until `reopen`."""
@@ -126,6 +132,24 @@ class JobRecord:
     expires_at: float = 0.0
 
 
+def looks(job: JobRecord | None, claim: ClaimRecord | None) -> tuple[object, ...]:
+    """What `Store.changed` compares: all that people see of a job, and nothing that a mere renewal of a lease moves."""
+    return (
+        job and (job.claim, job.progress, job.cancel_requested),
+        claim and (claim.state, claim.attempt),
+    )
+
+
+def check_text(what: str, text: str, limit: int = MAX_TEXT) -> None:
+    """Raise ConfigurationError for a key or id that is no UTF-8 or has more than `limit` bytes."""
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"the {what} {text[:80]!r} is not text that UTF-8 can carry") from error
+    if size > limit:
+        raise ConfigurationError(f"the {what} {text[:80]!r}… has {size} bytes, and a store takes {limit}")
+
+
 class Store(Protocol):
     """One client of one store. The constructor only stores; `open` connects."""
 
@@ -204,9 +228,10 @@ class Store(Protocol):
     async def request_cancel(self, id: str) -> JobRecord | None:
         """Ask that it be cancelled: `extend` and `claim` tell whoever works on it. None if unknown."""
 
-    async def changed(self, id: str, timeout: float) -> None:
-        """Wait until something of the job, or of the claim that it points to, may have changed; at most `timeout`
-        seconds. Notified where the store can, else it looks with a growing pause of at most 1 s. A hint: look again."""
+    async def changed(self, job: JobRecord, claim: ClaimRecord | None, timeout: float) -> None:
+        """Wait until the job is not as it was when it was read as `job`, and its claim as `claim` (None: it has none);
+        at once if that is so already; at most `timeout` seconds. What counts is what `looks` shows. Notified where the
+        store can, else it looks with a growing pause of at most 1 s. A hint, which may come too often: look again."""
 
     async def sweep(self, limit: int) -> int:
         """Delete up to `limit` records whose time is over, where the store does not by itself; how many."""
