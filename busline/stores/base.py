@@ -13,7 +13,8 @@ Rules that hold for every method:
   deleted and made anew begins its fences at 1 again), and raises `ClaimLost` otherwise. A claim whose lease has ended
   and that nobody has taken over is still in force.
 * **Time** is the store's own clock where it has one, else `Clock.time()`. Expiry is logical: a record whose `ttl` has
-  passed does not exist, whether it was deleted yet or not.
+  passed does not exist, whether it was deleted yet or not. A claim that keeps a message has no end before it is
+  completed, failed or released: nobody else has that message.
 * **Errors**: `ClaimLost`; `StoreUnavailable` for everything that may pass (down, slow, locked, full), also where it is
   not known whether it happened; `ConfigurationError` for what never will work. Nothing else leaves a store.
 * **Silence**: stores do not log. **Tasks** that a store starts have ended when `aclose()` returns.
