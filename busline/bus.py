@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -14,10 +14,11 @@ from busline.calls import Calls
 from busline.clock import Clock, SystemClock
 from busline.errors import ConfigurationError
 from busline.events import Events
+from busline.observing import Observer
 from busline.registry import Plan
 from busline.retry import Retry
 from busline.services import Services, Settings
-from busline.telemetry import Stats, Telemetry, log
+from busline.telemetry import Stats, log
 from busline.topics import check_topic
 from busline.transports import from_url
 from busline.transports.base import Transport
@@ -67,7 +68,7 @@ class Bus(Verbs):
         )
         self._url = url
         self._service = check_topic(service) if service is not None else None
-        self._telemetry = Telemetry()
+        self._workers: list[Worker] = []
         self._instance = new_id()[:12]
 
     @property
@@ -79,6 +80,24 @@ class Bus(Verbs):
     def stats(self) -> Stats:
         """Counters since this bus was made."""
         return self._telemetry.stats
+
+    def instrument(self, *observers: Observer) -> None:
+        """Tell these of each message from now on: metrics, traces (see `busline.integrations`), or your own. Each is
+        added once; there is no way to take one away."""
+        for observer in observers:
+            if observer not in self._telemetry.observers:
+                self._telemetry.add(observer)
+                observer.instrumented(self)
+
+    @property
+    def observers(self) -> Sequence[Observer]:
+        """Those that it was instrumented with."""
+        return self._telemetry.observers
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The workers of this bus that are entered now."""
+        return self._workers
 
     @property
     def calls_in_flight(self) -> int:
@@ -105,7 +124,7 @@ class Bus(Verbs):
             return self
         given = self._url
         transport = from_url(self.url) if given is None or isinstance(given, str) else given
-        calls, events = Calls(transport, self._clock, self.stats), Events(transport, self._clock)
+        calls, events = Calls(transport, self._clock, self._telemetry), Events(transport, self._clock)
         session = Session(transport, calls, events)
         self._session = session
         try:
@@ -163,7 +182,11 @@ class Bus(Verbs):
                 drain_timeout=drain_timeout,
                 rate_share=rate_share,
             ) as worker:
-                yield worker
+                self._workers.append(worker)
+                try:
+                    yield worker
+                finally:
+                    self._workers.remove(worker)
 
     def _services(
         self, session: Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None

@@ -22,7 +22,7 @@ from busline.errors import (
     TransportClosed,
 )
 from busline.message import Destination, Message
-from busline.telemetry import Stats, log
+from busline.telemetry import Telemetry, log
 from busline.transports.base import Inbox, Transport
 from busline.wheel import Wheel
 from busline.wire import new_id, reply_status
@@ -57,10 +57,10 @@ class _Pending:
 class Calls:
     """Calls in flight from this process. `close` ends those that are left."""
 
-    def __init__(self, transport: Transport, clock: Clock, stats: Stats) -> None:
+    def __init__(self, transport: Transport, clock: Clock, telemetry: Telemetry) -> None:
         self._transport = transport
         self._clock = clock
-        self._stats = stats
+        self._telemetry = telemetry
         self._pending: dict[str, _Pending] = {}
         self._wheel: Wheel[str] = Wheel(clock, self._on_deadline)
         self._inbox: Inbox | None = None
@@ -137,7 +137,7 @@ class Calls:
     def _on_reply(self, message: Message) -> None:
         pending = self._pending.get(message.correlation_id or "")
         if pending is None or pending.reply.done():
-            self._stats.late_replies += 1
+            self._telemetry.late_reply()
             return
         try:
             started = reply_status(message) == "started"

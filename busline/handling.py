@@ -19,6 +19,7 @@ from busline.errors import (
 from busline.gates import Gate
 from busline.limits import FailureWindow
 from busline.message import Delivery, Limits
+from busline.observing import Outcome
 from busline.outcome import Effects, Fault, Release, Resend, RunAgain, Terms
 from busline.registry import Handler, QueuePlan
 from busline.retry import NO_RETRY
@@ -84,6 +85,8 @@ class Handling:
             envelope = Envelope(new_id(), now)
             effects = self._unreadable(delivery, envelope, error, "undecodable", now)
         else:
+            if self._telemetry.observer is not None:
+                self._telemetry.observer.received(delivery, envelope)
             self._emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
             admitted = outcome.admit(delivery, envelope, self._terms, now=now)
             work = admitted or self._begin(delivery, envelope, consumer, now)
@@ -164,6 +167,7 @@ class Handling:
                 raise
             return self._failed(work, error)
         self._telemetry.stats.handled += 1
+        self._end_span(work, "succeeded")
         if self._window is not None:
             self._record(self._window, failed=False)
         self._emit("event.succeeded", work.delivery.message.topic, work.envelope)
@@ -193,8 +197,15 @@ class Handling:
             delay = again.message.delay if isinstance(again, Resend) else 0.0
             self._telemetry.retried(delivery, envelope, error, attempts, delay)
             kind = "event.retried"
+        self._end_span(work, "failed" if again is None else "retried", error)
         name = type(error).__name__
         self._emit(kind, delivery.message.topic, envelope, error=name, message=text_of(error))
+
+    def _end_span(self, work: Work, outcome: Outcome, error: BaseException | None = None) -> None:
+        if work.span is not None:
+            span, work.span = work.span, None
+            if self._telemetry.observer is not None:
+                self._telemetry.observer.ended(span, outcome, error)
 
     def _record(self, window: FailureWindow, *, failed: bool) -> None:
         if window.ended(self._now(), failed=failed):
@@ -218,6 +229,8 @@ class Handling:
         if work.over and work.settled:
             return  # It was done and acked; only its caller may not have been told.
         work.over = True
+        if why != "time_limit":
+            self._end_span(work, "abandoned")
         if why == "lost":
             self._telemetry.lease_lost(work.delivery)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from busline.errors import NoHandler
@@ -18,9 +19,22 @@ class Departure:
     job: Job
     fallback: str | None = None
     """The queue that takes it if nobody owns its topic."""
+    on_left: Callable[[BaseException | None], None] | None = None
+    """Told that the broker has it, or why not."""
 
     async def leave(self, transport: Transport) -> None:
         """Hand it to the broker. Raises as `Transport.send`."""
+        if self.on_left is None:
+            await self._hand_over(transport)
+            return
+        try:
+            await self._hand_over(transport)
+        except BaseException as error:
+            self.on_left(error)
+            raise
+        self.on_left(None)
+
+    async def _hand_over(self, transport: Transport) -> None:
         if self.to is None:
             await transport.publish(self.message.topic, self.message)
             return

@@ -36,6 +36,7 @@ class Runner:
         self._alarms = services.alarms
         self._threads = services.threads
         self._notify = services.notify
+        self._telemetry = services.telemetry
 
     async def run(self, work: Work, slot: Cancellable) -> bytes:
         """The JSON of what the handler returned; null where nobody waits for it. Raises what the handler raises."""
@@ -43,10 +44,13 @@ class Runner:
         binding = handler.binding
         alarms = self._set_alarms(work, slot)
         try:
-            if handler.options.executor == "process":
-                return await run_in_process(binding.function, message.body, self._threads)
             # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
             variables = copy_context()
+            observer = self._telemetry.observer
+            if observer is not None:
+                work.span = variables.run(observer.starting, work.delivery, work.envelope, handler)
+            if handler.options.executor == "process":
+                return await run_in_process(binding.function, message.body, self._threads)
             context = Context(self._bus, work.delivery, work.envelope, work)
             variables.run(CURRENT.set, context)
             if binding.is_async:

@@ -85,6 +85,8 @@ class Settlement:
             self._telemetry.lease_lost(delivery)
         except BuslineError as error:
             await self._give_up(delivery, consumer, error)
+        if self._telemetry.observer is not None:
+            self._telemetry.observer.settled(delivery)
 
     async def _perform(self, effect: Effect, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
         match effect:
@@ -101,7 +103,7 @@ class Settlement:
             case Pause(seconds):
                 await self._pause(seconds)
             case Drop():
-                self._telemetry.stats.expired_calls += 1
+                self._telemetry.dropped(delivery, envelope)
 
     async def _resend(self, delivery: Delivery, envelope: Envelope, message: Message, consumer: Consumer) -> None:
         if self.limits is not None and message.priority > self.limits.priorities:
@@ -117,7 +119,7 @@ class Settlement:
                     await self._perform(effect, delivery, envelope, consumer)
 
     async def _release(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, delay: float) -> None:
-        self._telemetry.stats.released += 1
+        self._telemetry.released(delivery)
         if self.limits is None or delay <= self.limits.max_release_delay:
             await consumer.release(delivery, delay=delay)
             return
@@ -126,6 +128,17 @@ class Settlement:
         await consumer.ack(delivery)
 
     async def _reply(self, delivery: Delivery, message: Message) -> None:
+        observer = self._telemetry.observer
+        if observer is None:
+            await self._answer(delivery, message)
+            return
+        began, delivered = observer.replying(delivery, message), False
+        try:
+            delivered = await self._answer(delivery, message)
+        finally:
+            observer.replied(began, delivered=delivered)
+
+    async def _answer(self, delivery: Delivery, message: Message) -> bool:
         address = delivery.message.reply_to or ""
         try:
             delivered = await self._transport.reply(address, message)
@@ -135,6 +148,7 @@ class Settlement:
             delivered = await self._transport.reply(address, reply_to(delivery.message, "error", body))
         if not delivered:
             self._telemetry.stats.replies_to_nobody += 1
+        return delivered
 
     async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
         dead = self._plan.dead_letters

@@ -292,7 +292,7 @@ class QueueSlots:
                 await self._give_back(delivery, consumer)
 
     async def _give_back(self, delivery: Delivery, consumer: Consumer) -> None:
-        self._services.telemetry.stats.released += 1
+        self._services.telemetry.released(delivery)
         try:
             await consumer.release(delivery)
         except TransportError as error:

@@ -1,4 +1,5 @@
-"""What happens to messages, told in one place: counters always, log lines where somebody should look.
+"""What happens to messages, told in one place: counters always, log lines where somebody should look, and whatever
+observers the bus was given.
 
 Log records carry stable fields in `extra`: `event`, `id`, `topic`, `queue`, and what the event adds. Never a payload.
 """
@@ -6,10 +7,12 @@ Log records carry stable fields in `extra`: `event`, `id`, `topic`, `queue`, and
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from busline.errors import Reject
 from busline.message import Delivery
+from busline.observing import Observer, Observers
 from busline.outcome import Fault
 from busline.wire import Envelope, printable, text_of
 
@@ -40,10 +43,21 @@ class Stats:
 class Telemetry:
     """Counts and logs; core calls it at the few places where a message changes its state."""
 
-    __slots__ = ("stats",)
+    __slots__ = ("observer", "stats")
 
     def __init__(self) -> None:
         self.stats = Stats()
+        self.observer: Observers | None = None
+        """Metrics and traces; None = nobody wants to know."""
+
+    @property
+    def observers(self) -> Sequence[Observer]:
+        """All that were added."""
+        return self.observer.observers if self.observer is not None else ()
+
+    def add(self, observer: Observer) -> None:
+        """One more, told after those that are there."""
+        self.observer = Observers([*self.observers, observer])
 
     def retried(
         self, delivery: Delivery, envelope: Envelope, error: BaseException, attempts: int, delay: float
@@ -51,6 +65,8 @@ class Telemetry:
         """A failure that will be tried again, at most `attempts` times in all."""
         self.stats.failed += 1
         self.stats.retried += 1
+        if self.observer is not None:
+            self.observer.retried(delivery, envelope, error, delay)
         if log.isEnabledFor(logging.WARNING):
             fields = _fields("retried", delivery, envelope, attempt=envelope.attempt, delay=delay)
             log.warning(
@@ -84,6 +100,8 @@ class Telemetry:
     def dead_lettered(self, delivery: Delivery, envelope: Envelope, fault: Fault, where: str) -> None:
         """A message that now waits in the queue `where` for somebody to look at it."""
         self.stats.dead_lettered += 1
+        if self.observer is not None:
+            self.observer.dead_lettered(delivery, envelope, fault.reason, where)
         level = logging.INFO if fault.reason == "failed" else logging.WARNING  # `failed` has logged its error
         log.log(
             level,
@@ -103,6 +121,8 @@ class Telemetry:
     def lease_lost(self, delivery: Delivery) -> None:
         """A message that somebody else may be working on by now."""
         self.stats.leases_lost += 1
+        if self.observer is not None:
+            self.observer.lease_lost(delivery)
         log.warning(
             "lost the lease on a message of %s from %s; its outcome is discarded",
             *(delivery.message.topic, delivery.queue),
@@ -111,11 +131,31 @@ class Telemetry:
 
     def unsettled(self, delivery: Delivery, error: BaseException) -> None:
         """A message that could not be settled; the broker will deliver it again."""
+        if self.observer is not None:
+            self.observer.unsettled(delivery, error)
         log.error(
             "could not settle a message of %s from %s, it will be delivered again: %s",
             *(delivery.message.topic, delivery.queue, text_of(error)),
             extra={"event": "unsettled", "topic": delivery.message.topic, "queue": delivery.queue},
         )
+
+    def released(self, delivery: Delivery) -> None:
+        """A message that was given back unfinished."""
+        self.stats.released += 1
+        if self.observer is not None:
+            self.observer.released(delivery)
+
+    def dropped(self, delivery: Delivery, envelope: Envelope) -> None:
+        """A call that nobody waited for any more."""
+        self.stats.expired_calls += 1
+        if self.observer is not None:
+            self.observer.dropped(delivery, envelope)
+
+    def late_reply(self) -> None:
+        """A reply that nobody of this bus waits for."""
+        self.stats.late_replies += 1
+        if self.observer is not None:
+            self.observer.late_reply()
 
 
 def _fields(event: str, delivery: Delivery, envelope: Envelope, **more: object) -> dict[str, object]:

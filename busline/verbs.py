@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from busline.calls import Calls
@@ -14,12 +15,14 @@ from busline.context import CURRENT
 from busline.errors import CallTimeout, MessageTooLarge, NoHandler, TransportClosed
 from busline.events import Events
 from busline.message import Job, Message, ToQueue
+from busline.observing import Kind
 from busline.outbox import Departure
 from busline.replies import result_of
 from busline.retry import Retry
 from busline.router import Router
 from busline.routes import Routes, check_seconds, seconds_until
 from busline.services import Settings
+from busline.telemetry import Telemetry
 from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id
@@ -58,6 +61,7 @@ class Verbs(Router):
         self._settings = settings
         self._clock = clock
         self._session: Session | None = None
+        self._telemetry = Telemetry()
 
     @property
     def _open_session(self) -> Session:
@@ -144,7 +148,8 @@ class Verbs(Router):
         envelope.deadline, envelope.key = deadline, idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
         session.events.emit("event.sent", topic, envelope)
-        reply = await self._ask(request, queue, timeout, deadline, again=idempotency_key is not None)
+        ask = self._ask if self._telemetry.observer is None else partial(self._ask_observed, envelope)
+        reply = await ask(request, queue, timeout, deadline, again=idempotency_key is not None)
         return result_of(reply, topic, returns, self._errors, session.transport.where)
 
     async def send(
@@ -202,7 +207,8 @@ class Verbs(Router):
         message.priority = priority or 0
         message.delay = wait
         self._open_session.events.emit("event.sent", name, envelope)
-        return Departure(message, self._routes.to(name, queue), Job(envelope.id, name), self._routes.fallback)
+        departure = Departure(message, self._routes.to(name, queue), Job(envelope.id, name), self._routes.fallback)
+        return self._observed("job", departure, envelope, queue)
 
     async def publish(
         self,
@@ -230,7 +236,7 @@ class Verbs(Router):
         envelope = self._envelope(now)
         message = self._message(check_topic(topic), payload, envelope, headers, ttl, now)
         self._open_session.events.emit("event.sent", topic, envelope)
-        return Departure(message, None, Job(envelope.id, topic))
+        return self._observed("event", Departure(message, None, Job(envelope.id, topic)), envelope)
 
     # -- behind the verbs ---------------------------------------------------------------------------------------
 
@@ -268,6 +274,26 @@ class Verbs(Router):
             if timeout <= 0:
                 raise CallTimeout(topic, 0.0, "queued", self._open_session.transport.where)
         return timeout, now + timeout
+
+    def _observed(self, kind: Kind, departure: Departure, envelope: Envelope, queue: str | None = None) -> Departure:
+        observer = self._telemetry.observer
+        if observer is not None:
+            departure.on_left = partial(observer.sent, observer.sending(kind, departure.message, envelope, queue))
+        return departure
+
+    async def _ask_observed(
+        self, envelope: Envelope, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool
+    ) -> Message:
+        observer = self._telemetry.observer
+        assert observer is not None, "the caller has looked"
+        began = observer.calling(request, envelope, queue)
+        try:
+            reply = await self._ask(request, queue, timeout, deadline, again=again)
+        except BaseException as error:
+            observer.called(began, None, error)
+            raise
+        observer.called(began, reply, None)
+        return reply
 
     async def _ask(
         self, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool

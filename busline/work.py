@@ -37,6 +37,7 @@ class Work:
         "payload",
         "requeue",
         "settled",
+        "span",
         "thread",
     )
 
@@ -55,6 +56,8 @@ class Work:
         """By what the message was settled already; "" = by nothing."""
         self.requeue: tuple[bool, float] | None = None
         """What `ctx.nack` asked for: requeue, delay."""
+        self.span: Any = None
+        """What the observer has begun with this attempt; None where nobody observes it."""
         self.over = False
         """Its outcome is known."""
 

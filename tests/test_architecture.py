@@ -41,7 +41,19 @@ LAYERS = [
     ),
     (
         "engines",
-        {"telemetry", "calls", "lease", "gates", "events", "outbox", "work", "driving", "executors", "running"}
+        {
+            "telemetry",
+            "observing",
+            "calls",
+            "lease",
+            "gates",
+            "events",
+            "outbox",
+            "work",
+            "driving",
+            "executors",
+            "running",
+        }
         | {"services", "settling", "handling", "slots", "worker", "dead_letters"},
     ),
     ("façade", {"bus", "verbs", "router", ""}),

@@ -13,7 +13,7 @@ import pytest
 from busline.calls import Calls
 from busline.errors import CallTimeout, CodecError, ConnectionLost, ReplyLost, TransportClosed
 from busline.message import Destination, Message, ToTopic
-from busline.telemetry import Stats
+from busline.telemetry import Telemetry
 from busline.testing.clock import VirtualClock
 from busline.transports.base import Transport
 from busline.wire import Envelope, reply_to
@@ -61,8 +61,9 @@ class Caller:
     """Calls over a line."""
 
     def __init__(self) -> None:
-        self.line, self.clock, self.stats = Line(), VirtualClock(START), Stats()
-        self.calls = Calls(cast("Transport", self.line), self.clock, self.stats)
+        self.line, self.clock, telemetry = Line(), VirtualClock(START), Telemetry()
+        self.stats = telemetry.stats
+        self.calls = Calls(cast("Transport", self.line), self.clock, telemetry)
 
     async def ask(self, timeout: float = 10.0) -> Message:
         deadline = self.clock.time() + timeout
