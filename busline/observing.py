@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from busline.message import Delivery, Message
 from busline.registry import Handler
 from busline.wire import Envelope, text_of
 
 if TYPE_CHECKING:
-    from busline.bus import Bus
+    from busline.telemetry import Stats
+    from busline.worker import Worker
 
 log = logging.getLogger("busline")
 
@@ -24,6 +25,17 @@ Outcome = Literal["succeeded", "retried", "failed", "abandoned"]
 cancelled because its worker leaves or its lease was lost, and somebody else will do it."""
 
 
+class Observed(Protocol):
+    """What an observer may read of its bus, at any time."""
+
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def calls_in_flight(self) -> int: ...
+    @property
+    def workers(self) -> Sequence[Worker]: ...
+
+
 class Observer:
     """Told of each step of each message; this one does nothing.
 
@@ -31,7 +43,7 @@ class Observer:
     the step is over, and means nothing to anybody else.
     """
 
-    def instrumented(self, bus: Bus) -> None:
+    def instrumented(self, bus: Observed) -> None:
         """It now observes this bus; it may observe several."""
 
     # -- the sender's side --------------------------------------------------------------------------------------
