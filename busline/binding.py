@@ -76,9 +76,33 @@ class Binding:
         return arguments
 
     @property
+    def payload_names(self) -> tuple[str, ...]:
+        """The parameters that the payload fills."""
+        return self._payload_names
+
+    @property
+    def by_name(self) -> bool:
+        """The payload is a JSON object with a value for each parameter, and not the one parameter's value."""
+        return self._by_name
+
+    @property
     def wants_context(self) -> bool:
         """One of the parameters is the Context."""
         return self._context_name is not None
+
+
+def reply_type(function: Function) -> Any:
+    """What the function says that it returns, or Any. Raises ConfigurationError for what cannot be read."""
+    return hints_of(function).get("return", Any)
+
+
+def hints_of(function: Function) -> dict[str, Any]:
+    """The annotations of the function beneath all decorators. Raises ConfigurationError for what cannot be read."""
+    *_, innermost = _layers(function)
+    try:
+        return get_type_hints(innermost, include_extras=True)
+    except Exception as error:  # annotations are code, and may raise anything
+        raise ConfigurationError(f"the parameters of {_name(function)} cannot be read: {error}") from error
 
 
 def _is_error(annotation: Any) -> bool:
@@ -107,11 +131,10 @@ def _layers(function: Function) -> Iterator[Function]:
 
 
 def _parameters(function: Function) -> list[inspect.Parameter]:
-    *_, innermost = _layers(function)
+    hints = hints_of(function)
     try:
-        hints = get_type_hints(innermost, include_extras=True)
         signature = inspect.signature(function)
-    except Exception as error:  # annotations are code, and may raise anything
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"the parameters of {_name(function)} cannot be read: {error}") from error
     parameters = []
     given = _given(function)

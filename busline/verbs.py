@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from busline.calls import Calls
+from busline.clients import client_of
 from busline.clock import Clock
 from busline.codec import encode
 from busline.context import CURRENT
@@ -17,19 +18,34 @@ from busline.events import Events
 from busline.message import Job, Message, ToQueue
 from busline.observing import Kind
 from busline.outbox import Departure
+from busline.references import References
 from busline.replies import result_of
 from busline.retry import Retry
 from busline.router import Router
 from busline.routes import Routes, check_seconds, seconds_until
 from busline.services import Settings
+from busline.signatures import (
+    AsyncContextFirst,
+    AsyncHandler,
+    AsyncNothing,
+    AsyncPayload,
+    CallOptions,
+    Handler,
+    PlainContextFirst,
+    PlainHandler,
+    PlainNothing,
+    PlainPayload,
+    Rep,
+    Req,
+    SendOptions,
+)
 from busline.telemetry import Telemetry
 from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id
 
 T = TypeVar("T")
-Req = TypeVar("Req")
-Rep = TypeVar("Rep")
+S = TypeVar("S")
 
 
 @dataclass(slots=True)
@@ -62,6 +78,7 @@ class Verbs(Router):
         self._clock = clock
         self._session: Session | None = None
         self._telemetry = Telemetry()
+        self._references = References(self._declarations)
 
     @property
     def _open_session(self) -> Session:
@@ -70,50 +87,36 @@ class Verbs(Router):
         return self._session
 
     @overload
+    async def call(self, topic: Topic[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
+    async def call(self, topic: AsyncNothing[Rep], payload: None = None, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
+    async def call(self, topic: AsyncContextFirst[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
+    async def call(self, topic: AsyncPayload[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
     async def call(
-        self,
-        topic: Topic[Req, Rep],
-        payload: Req,
-        *,
-        timeout: float | None = None,
-        returns: None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
+        self, topic: AsyncHandler[Rep], payload: Mapping[str, object], **options: Unpack[CallOptions]
     ) -> Rep: ...
-
+    @overload
+    async def call(self, topic: PlainNothing[Rep], payload: None = None, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
+    async def call(self, topic: PlainContextFirst[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
+    @overload
+    async def call(self, topic: PlainPayload[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
     @overload
     async def call(
-        self,
-        topic: str,
-        payload: object = None,
-        *,
-        timeout: float | None = None,
-        returns: type[T],
-        queue: str | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
+        self, topic: PlainHandler[Rep], payload: Mapping[str, object], **options: Unpack[CallOptions]
+    ) -> Rep: ...
+    @overload
+    async def call(
+        self, topic: str, payload: object = None, *, returns: type[T], **options: Unpack[CallOptions]
     ) -> T: ...
-
     @overload
+    async def call(self, topic: str, payload: object = None, **options: Unpack[CallOptions]) -> Any: ...
     async def call(
         self,
-        topic: str,
-        payload: object = None,
-        *,
-        timeout: float | None = None,
-        returns: None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-    ) -> Any: ...
-
-    async def call(
-        self,
-        topic: str | Topic[Any, Any],
+        topic: str | Topic[Any, Any] | Handler,
         payload: object = None,
         *,
         timeout: float | None = None,
@@ -125,8 +128,12 @@ class Verbs(Router):
     ) -> Any:
         """Ask the topic's owner and wait for the answer, at most `timeout` seconds; never longer.
 
+        `topic` is its name, a Topic, or the function that handles it on this bus, whose annotations then say what it
+        takes and returns.
+
         Inside a handler the time is also bounded by what is left of the message's own deadline. The result is plain
-        JSON data, or of the type `returns` (or the Topic's reply type), and is None only if the handler returned it.
+        JSON data, or of the type `returns` (or the Topic's or the function's), and is None only if the handler
+        returned it.
 
         `idempotency_key` says that handling the call twice does no harm: if the way back is lost, it is asked again,
         with the same id and key, until its deadline. The handler finds the key in its context.
@@ -136,9 +143,9 @@ class Verbs(Router):
         raised; MessageTooLarge, CodecError for a payload that cannot be sent or a result of another type;
         ConnectionLost, ReplyLost when the broker is away.
         """
-        if isinstance(topic, Topic):
-            returns = returns or topic.reply
-            topic = topic.name
+        if not isinstance(topic, str):
+            topic, declared = self._refer(topic, payload)
+            returns = declared if returns is None else returns
         session = self._open_session
         body = self._encode(payload)
         now = self._clock.time()
@@ -152,9 +159,25 @@ class Verbs(Router):
         reply = await ask(request, queue, timeout, deadline, again=idempotency_key is not None)
         return result_of(reply, topic, returns, self._errors, session.transport.where)
 
+    @overload
+    async def send(self, topic: Topic[Req, Any], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
+    @overload
+    async def send(self, topic: PlainNothing[object], payload: None = None, **options: Unpack[SendOptions]) -> Job: ...
+    @overload
+    async def send(
+        self, topic: PlainContextFirst[Req, object], payload: Req, **options: Unpack[SendOptions]
+    ) -> Job: ...
+    @overload
+    async def send(self, topic: PlainPayload[Req, object], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
+    @overload
+    async def send(
+        self, topic: PlainHandler[object], payload: Mapping[str, object], **options: Unpack[SendOptions]
+    ) -> Job: ...
+    @overload
+    async def send(self, topic: str, payload: object = None, **options: Unpack[SendOptions]) -> Job: ...
     async def send(
         self,
-        topic: str | Topic[Req, Any],
+        topic: str | Topic[Any, Any] | Handler,
         payload: object = None,
         *,
         queue: str | None = None,
@@ -164,7 +187,7 @@ class Verbs(Router):
         eta: datetime | None = None,
         ttl: float | None = None,
     ) -> Job:
-        """Hand a job to the topic's owner; returns once the broker has it durably.
+        """Hand a job to the topic's owner; returns once the broker has it durably. `topic` as for `call`.
 
         It may be delivered after `delay` seconds, or at `eta` (with a time zone); it must start within `ttl` seconds
         from now or becomes a dead letter. Higher `priority` goes first. Raises NoHandler for a topic that nobody ever
@@ -185,7 +208,7 @@ class Verbs(Router):
 
     def prepare_send(
         self,
-        topic: str | Topic[Any, Any],
+        topic: str | Topic[Any, Any] | Handler,
         payload: object = None,
         *,
         queue: str | None = None,
@@ -197,7 +220,7 @@ class Verbs(Router):
     ) -> Departure:
         """What `send` would send, validated and encoded, for an outbox. Raises MessageTooLarge, CodecError,
         ConfigurationError."""
-        name = topic.name if isinstance(topic, Topic) else check_topic(topic)
+        name = check_topic(topic if isinstance(topic, str) else self._refer(topic, payload)[0])
         now = self._clock.time()
         envelope = self._envelope(now)
         wait = seconds_until(delay, eta, now)
@@ -238,7 +261,26 @@ class Verbs(Router):
         self._open_session.events.emit("event.sent", topic, envelope)
         return self._observed("event", Departure(message, None, Job(envelope.id, topic)), envelope)
 
+    def client(self, service: Callable[..., S], *, prefix: str | None = None, **options: Unpack[CallOptions]) -> S:
+        """A client of a whole service, described by a class, best a Protocol: `await client.create(order)` calls
+        `{prefix}create` and returns what the method says.
+
+        `prefix` is by default the class's name in small letters without "Service" at its end: `orders.` for
+        OrdersService. One parameter is the payload; several are a JSON object by name. A method that returns a Job
+        sends instead of calling. The options are those of `call`, for all calls. Everything is checked here: raises
+        ConfigurationError for a method that is not async, or whose annotations are missing or no JSON.
+        """
+        return client_of(self, service, prefix, options)
+
     # -- behind the verbs ---------------------------------------------------------------------------------------
+
+    def _refer(self, topic: Topic[Any, Any] | Handler, payload: object) -> tuple[str, Any]:
+        """The name of a topic, and what its handler returns."""
+        if isinstance(topic, Topic):
+            return topic.name, topic.reply
+        reference = self._references.find(topic)
+        reference.check(payload)
+        return reference.topic, reference.returns
 
     def _encode(self, payload: object) -> bytes:
         body = encode(payload)

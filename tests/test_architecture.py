@@ -36,6 +36,8 @@ LAYERS = [
             "routes",
             "replies",
             "wheel",
+            "references",
+            "signatures",
         }
         | {"transports", "stores"},
     ),
@@ -56,7 +58,7 @@ LAYERS = [
         }
         | {"services", "settling", "handling", "slots", "worker", "dead_letters"},
     ),
-    ("façade", {"bus", "verbs", "router", ""}),
+    ("façade", {"bus", "verbs", "router", "clients", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""

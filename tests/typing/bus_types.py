@@ -1,6 +1,7 @@
 """What type checkers must conclude about the public surface; read by mypy and pyright, never run."""
 
-from typing import Any, assert_type
+from collections.abc import Mapping
+from typing import Any, Protocol, assert_type
 
 from pydantic import BaseModel
 
@@ -64,3 +65,43 @@ def declarations(bus: Bus, router: Router) -> None:
         assert_type(await create(CreateOrder(sku="tea"), ctx), Order)
         await create(Order(id="1"), ctx)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(await on_order(Order(id="1")), None)
+
+
+async def by_function(cmd: CreateOrder) -> Order: ...  # type: ignore[empty-body]
+async def with_context(cmd: CreateOrder, ctx: Context) -> Order: ...  # type: ignore[empty-body]
+async def context_first(ctx: Context, cmd: CreateOrder) -> Order: ...  # type: ignore[empty-body]
+async def count() -> int: ...  # type: ignore[empty-body]
+def plain(cmd: CreateOrder, ctx: Context) -> list[Order]: ...  # type: ignore[empty-body]
+async def by_name(sku: str, qty: int = 1) -> Mapping[str, int]: ...  # type: ignore[empty-body]
+
+
+async def calls_of_functions(bus: Bus) -> None:
+    assert_type(await bus.call(by_function, CreateOrder(sku="tea")), Order)
+    assert_type(await bus.call(with_context, CreateOrder(sku="tea"), timeout=1.0), Order)
+    assert_type(await bus.call(context_first, CreateOrder(sku="tea")), Order)
+    assert_type(await bus.call(count), int)
+    assert_type(await bus.call(plain, CreateOrder(sku="tea")), list[Order])
+    assert_type(await bus.call(by_name, {"sku": "tea"}), Mapping[str, int])
+    assert_type(await bus.send(with_context, CreateOrder(sku="tea"), delay=5.0), Job)
+    assert_type(await bus.send(count), Job)
+
+
+async def mistakes_with_functions(bus: Bus) -> None:
+    await bus.call(by_function, Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await bus.send(with_context, Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await bus.send(ORDERS_CREATE, Order(id="1"))  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+class OrdersService(Protocol):
+    async def create(self, cmd: CreateOrder) -> Order: ...
+    async def find(self, sku: str, limit: int = 10) -> list[Order]: ...
+    async def forget(self, sku: str) -> Job: ...
+
+
+async def clients(bus: Bus) -> None:
+    orders = bus.client(OrdersService, timeout=1.0)
+    assert_type(orders, OrdersService)
+    assert_type(await orders.create(CreateOrder(sku="tea")), Order)
+    assert_type(await orders.find("tea", limit=1), list[Order])
+    assert_type(await orders.forget("tea"), Job)
+    await orders.create(Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
