@@ -27,6 +27,8 @@ from busline.stores.base import (
     JobRecord,
     Mismatch,
     Orphan,
+    check_text,
+    looks,
 )
 
 _MACHINE = SystemClock()
@@ -109,6 +111,7 @@ class MemoryVault:
         replaces: str,
     ) -> ClaimResult:
         """See `Store.claim`."""
+        check_text("key", key)
         record = self.record(key)
         if record is not None and record.fingerprint != fingerprint:
             return Mismatch()
@@ -137,6 +140,14 @@ class MemoryVault:
             del self._records[key]
             return None
         return record
+
+    def read(self, key: str) -> ClaimRecord | None:
+        """See `Store.read`."""
+        record = self.record(key)
+        if record is None:
+            return None
+        held = (key, record.state, record.fingerprint, record.attempt, record.lease_until)
+        return ClaimRecord(*held, record.result, record.error)
 
     def held(self, claim: Claimed) -> _Record:
         """The record that this claim holds; raises `ClaimLost`."""
@@ -208,6 +219,7 @@ class MemoryVault:
 
     def add_job(self, job: JobRecord, ttl: float, unique: str, unique_for: float) -> JobRecord:
         """See `Store.add_job`."""
+        check_text("id", job.id)
         now = self.clock.time()
         if (same := self.job(job.id)) is not None:
             return same
@@ -274,8 +286,12 @@ class MemoryVault:
         for watcher in self._watchers.pop(id, ()):
             _ring(watcher)
 
-    async def changed(self, id: str, timeout: float) -> None:
+    async def changed(self, job: JobRecord, claim: ClaimRecord | None, timeout: float) -> None:
         """See `Store.changed`."""
+        now = self.job(job.id)
+        if looks(now, self.read(now.claim) if now is not None else None) != looks(job, claim):
+            return
+        id = job.id
         watcher = asyncio.get_running_loop().create_future()
         self._watchers.setdefault(id, set()).add(watcher)
         timer = self.clock.call_at(self.clock.time() + timeout, lambda: _ring(watcher))
@@ -378,11 +394,7 @@ class MemoryStore:
         return self._reach().reopen(key)
 
     async def read(self, key: str) -> ClaimRecord | None:
-        record = self._reach().record(key)
-        if record is None:
-            return None
-        held = (key, record.state, record.fingerprint, record.attempt, record.lease_until)
-        return ClaimRecord(*held, record.result, record.error)
+        return self._reach().read(key)
 
     async def orphans(self, limit: int) -> Sequence[Orphan]:
         return self._reach().orphans(limit)
@@ -405,8 +417,8 @@ class MemoryStore:
     async def request_cancel(self, id: str) -> JobRecord | None:
         return self._reach().change_job(id, cancel_requested=True)
 
-    async def changed(self, id: str, timeout: float) -> None:
-        await self._reach().changed(id, timeout)
+    async def changed(self, job: JobRecord, claim: ClaimRecord | None, timeout: float) -> None:
+        await self._reach().changed(job, claim, timeout)
 
     async def sweep(self, limit: int) -> int:
         return self._reach().sweep(limit)
