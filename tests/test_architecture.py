@@ -20,7 +20,7 @@ MAX_FUNCTION_LINES = 45
 
 LAYERS = [
     ("values", {"errors", "message", "topics", "clock"}),
-    ("ports", {"codec", "transports.base", "stores.base"}),
+    ("ports", {"codec", "transports.base", "stores.base", "stores.urls"}),
     # `transports` itself only maps a scheme to the name of a driver, which it loads when a URL asks for it.
     (
         "decisions",
@@ -80,6 +80,7 @@ MODULES = {
 DRIVERS = {".".join(name.split(".")[:2]) for name in MODULES if name.startswith(("transports.", "stores."))} - {
     "transports.base",
     "stores.base",
+    "stores.urls",
 }
 each_module = pytest.mark.parametrize("name", MODULES, ids=lambda name: f"busline.{name}".rstrip("."))
 
@@ -143,7 +144,7 @@ def test_a_driver_imports_values_ports_itself_and_its_client_library(name: str) 
     driver = driver_of(name)
     if driver is None:
         return
-    below = LAYERS[0][1] | {f"{driver.split('.')[0]}.base"}
+    below = LAYERS[0][1] | {f"{driver.split('.')[0]}.{port}" for port in ("base", "urls")}
     tree = parse(name)
     strangers = {other for other in internal(tree) if other not in below and not is_within(other, driver)}
     assert not strangers

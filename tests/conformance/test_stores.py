@@ -1,0 +1,17 @@
+"""Every check of stores over every store. `BUSLINE_THOROUGH=1` races for 10,000 keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from busline.testing.store_conformance import Check, all_checks, name
+
+from .stores import STORES, THOROUGH
+
+
+@pytest.mark.timeout(1200 if THOROUGH else 120)
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("check", all_checks(), ids=name)
+async def test_store(check: Check, store: str, request: pytest.FixtureRequest) -> None:
+    outcome = await check(STORES[store](request))
+    assert outcome is None or (outcome == "processes" and store.startswith("memory"))
