@@ -24,7 +24,7 @@ demo: .venv/installed ## four workers, one of them killed, and the count of what
 test: .venv/developed ## lint, types and all tests, JOBS=6 at a time: they wait more than they compute
 	@status=0; \
 	{ $(CHECKS); } || status=$$?; \
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup || status=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) || status=$$?; \
 	exit $$status
 
 check: .venv/developed ## lint, format and types: ruff, mypy, pyright

@@ -9,6 +9,9 @@ import pytest
 
 from tests.servers import Rabbit, shared_rabbit
 
+TOGETHER = ("_faults.py", "test_packaging.py")
+"""How files end whose tests share what is dear to make: a server that they break, a package that is built."""
+
 
 @pytest.fixture(scope="session")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
@@ -19,3 +22,16 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
         if parallel:
             shared.vhost = shared.take_vhost()
         yield shared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """In a parallel run, files whose tests are `TOGETHER` run in one process. All others go wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)

@@ -8,8 +8,10 @@ import asyncio
 class Proxy:
     """Forwards to `port`. Its own port is `port` after `start`."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, latency: float = 0.0) -> None:
+        """`latency`: seconds that everything takes longer, each way."""
         self._target = target
+        self._latency = latency
         self._server: asyncio.Server | None = None
         self._pipes: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
@@ -61,6 +63,9 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             await self._open.wait()
-            writer.write(data)
-            await writer.drain()
+            if self._latency:
+                asyncio.get_running_loop().call_later(self._latency, writer.write, data)
+            else:
+                writer.write(data)
+                await writer.drain()
         raise ConnectionResetError

@@ -129,5 +129,5 @@ async def check_routes_and_queue_override_the_owner(h: Harness) -> None:
         assert await other.call(f"{service}.b") == special
         assert await other.call(f"{service}.a", queue=service) == service
         await raised(QueueNotFound, other.call(f"{service}.a", queue=h.unique("missing")))
-        other_error = await raised(NoHandler, other.call(f"{service}.c", timeout=0.5))
+        other_error = await raised(NoHandler, other.call(f"{service}.c", timeout=2))
         assert other_error.topic == f"{service}.c"

@@ -24,7 +24,7 @@ from busline.transports.amqp import AmqpTransport, from_url
 from tests.proxy import Proxy
 from tests.servers import Rabbit, remove, start_rabbit
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("a node to break")]
+pytestmark = pytest.mark.timeout(180)
 
 CALL_TIMEOUT = 4.0
 RECOVERY = 5.0

@@ -20,6 +20,7 @@ from pamqp import commands
 
 from busline.errors import BuslineError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery, Message
+from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
@@ -96,6 +97,8 @@ class AmqpConsumer:
         self._trim = False
         self._resized: list[asyncio.Future[None]] = []
         self._ended: BuslineError | None = None
+        self._errands = Errands(link.where)
+        self._closing: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._tend(), name=f"busline amqp consumer {queue}")
 
     @property
@@ -147,7 +150,7 @@ class AmqpConsumer:
             elif delivery in self._lost:
                 known = self._forget(delivery)
         self._look_for_surplus()
-        if confirm and deliveries and not (known and await self._is_settled()):
+        if confirm and deliveries and not (known and await self._errands.run(self._is_settled())):
             raise LeaseLost(f"the connection on which a message of {self.queue!r} came has ended before its ack")
 
     async def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
@@ -160,7 +163,7 @@ class AmqpConsumer:
         for delivery in deliveries:
             if delivery in self._out:
                 self._out.discard(delivery)
-                await self._release(delivery, delay)
+                await self._errands.run(self._release(delivery, delay))
             elif delivery in self._lost:
                 self._forget(delivery)
         self._look_for_surplus()
@@ -180,15 +183,20 @@ class AmqpConsumer:
         return [delivery for delivery in deliveries if delivery not in self._out]
 
     async def aclose(self) -> None:
-        if isinstance(self._ended, TransportClosed):
-            return
-        self._end(TransportClosed(f"the consumer of {self.queue!r} is closed"))
-        self._leave(self)
+        """Whoever is cancelled here does not keep it from closing."""
+        if self._closing is None:
+            self._end(TransportClosed(f"the consumer of {self.queue!r} is closed"))
+            self._closing = asyncio.create_task(self._close(), name=f"busline amqp close {self.queue}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         await self._give_back_everything()
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self._errands.end(0.0)
         if self._surplus is not None:
             self._surplus.cancel()
+        self._leave(self)
 
     async def _give_back_everything(self) -> None:
         channel = self._channel
@@ -197,14 +205,17 @@ class AmqpConsumer:
         try:
             async with asyncio.timeout(GIVE_BACK_TIMEOUT):
                 await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
-                for tag in list(self._tags):
-                    await self._remove(channel, tag)
-                await self._is_settled()
-                while self._out:
-                    await self._release(self._out.pop(), 0.0)
+                await self._remove(channel, list(self._tags))
+                await asyncio.gather(*(self._release(delivery, 0.0) for delivery in self._take_back()))
+                await self._errands.end(GIVE_BACK_TIMEOUT)
         except LIBRARY as error:  # its channel closes next, which gives back the rest
             if was_cancelled(error):
                 raise
+
+    def _take_back(self) -> list[Delivery]:
+        left = list(self._out)
+        self._out.clear()
+        return left
 
     # -- the messages -------------------------------------------------------------------------------------------
 
@@ -253,11 +264,15 @@ class AmqpConsumer:
             else:
                 await channel.basic_nack(number, requeue=verb is GIVE_BACK, wait=False)
         except LIBRARY as error:
-            if was_cancelled(error):
+            if was_cancelled(error):  # and the frame has not left
+                self._errands.leave(self._tell_all_the_same(delivery, verb))
                 raise
             self.stale_settlements += 1
             return False
         return True
+
+    async def _tell_all_the_same(self, delivery: Delivery, verb: Verb) -> None:
+        await self._tell(delivery, verb)
 
     def _forget(self, delivery: Delivery) -> bool:
         self._lost.discard(delivery)
@@ -382,8 +397,7 @@ class AmqpConsumer:
             await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
             wanted = self._wanted() if self._slots else 0
             idle = self._idle_first()
-            while len(self._tags) > wanted and idle:
-                await self._remove(channel, idle.pop(0))
+            await self._remove(channel, idle[: max(0, len(self._tags) - wanted)])
             await self._give_back_unasked()
             self._answer_resizes()
 
@@ -394,18 +408,23 @@ class AmqpConsumer:
         self._tags.append(tag)
         await channel.rpc(Consume(queue=self.queue, consumer_tag=tag))
 
-    async def _remove(self, channel: Channel, tag: str) -> None:
-        if tag in self._tags:
-            self._tags.remove(tag)
-            await channel.basic_cancel(tag)
+    async def _remove(self, channel: Channel, tags: Sequence[str]) -> None:
+        """All in one go, and one round trip in which whatever was on its way to them arrives."""
+        for tag in tags:
+            if tag in self._tags:
+                self._tags.remove(tag)
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag, nowait=True))
+        if tags:
+            await channel.basic_qos(prefetch_count=self._prefetch)
+            await asyncio.sleep(0)  # the library hands over in tasks
+            for tag in tags:
+                channel.consumers.pop(tag, None)
 
     def _idle_first(self) -> list[str]:
         busy = {delivery.receipt[2].consumer_tag for delivery in self._out}
         return sorted(self._tags, key=busy.__contains__)
 
     async def _give_back_unasked(self) -> None:
-        # Let what came before the cancel was answered arrive: the library hands it over in tasks.
-        await asyncio.sleep(0)
         if self._slots == 0 and self._resized:
             return  # `resize` returns it
         while len(self._ready) > self._may_be_ready():

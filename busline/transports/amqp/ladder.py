@@ -81,12 +81,18 @@ class Ladder:
         self._destinations.clear()
         self._exchanges = -1
 
+    def is_ready(self, number: int, queue: str) -> bool:
+        """Will a message of so many ticks find its way to the queue?"""
+        ready = number.bit_length() - 1 <= self._exchanges and queue in self._destinations
+        return ready and not self._missing(number)
+
+    def _missing(self, number: int) -> list[int]:
+        return [level for level in range(LEVELS) if number >> level & 1 and level not in self._levels]
+
     async def prepare(self, session: Session, number: int, queue: str) -> None:
-        """Make sure that a message of so many ticks will find its way to the queue."""
-        missing = [n for n in range(LEVELS) if number >> n & 1 and n not in self._levels]
+        """Declare what it needs for that."""
+        missing = self._missing(number)
         top = number.bit_length() - 1
-        if not missing and top <= self._exchanges and queue in self._destinations:
-            return
         async with session.scratch() as channel:
             if self._exchanges < 0:
                 await channel.exchange_declare(DELAYED, exchange_type="topic", durable=True)

@@ -21,6 +21,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
 
 from busline.errors import ConnectionLost, TransportClosed
+from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.faults import LIBRARY, refusal, translate, was_cancelled
 from busline.transports.amqp.silence import silence
 from busline.transports.amqp.url import Settings
@@ -54,7 +55,9 @@ class Session:
         self._settings = settings
         self._socket = Socket(settings.tls, self._on_blocked)
         self._connection: aio_pika.Connection | None = None
-        self._leaving: set[Channel] = set()
+        self._errands = Errands(settings.where)
+        self._lasting: set[Channel] = set()
+        """Channels whose end is the session's."""
         self._unblocked = asyncio.Event()
         self._unblocked.set()
         self.broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -94,28 +97,29 @@ class Session:
 
     async def channel(self, *, confirms: bool = False, lasting: bool = True) -> Channel:
         """A new one. If it is `lasting`, its end is the session's."""
-        channel = await self._open_channel(confirms)
+        channel = await self._errands.run(self._open_channel(confirms), self._close_channel)
         if lasting:
+            self._lasting.add(channel)
             channel.closing.add_done_callback(partial(self._on_channel_closing, channel))
         return channel
 
     async def give_up(self, channel: Channel) -> None:
         """Close a channel, and keep the session. What was delivered on it and not settled goes back."""
-        if self.broken.done() or channel.is_closed:
-            return
-        self._leaving.add(channel)
+        self._lasting.discard(channel)
+        if not self.broken.done() and not channel.is_closed:
+            await self._errands.run(self._close_channel(channel))
+
+    async def _close_channel(self, channel: Channel) -> None:
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(self._settings.timeout):
                 await channel.close()
         except LIBRARY as error:
             self.fail(error)
-            if was_cancelled(error):
-                raise
 
     @asynccontextmanager
     async def scratch(self) -> AsyncIterator[Channel]:
         """One for operations that the broker may answer by closing the channel."""
-        channel = await self._open_channel(confirms=False)
+        channel = await self.channel(lasting=False)
         try:
             yield channel
         finally:
@@ -142,7 +146,8 @@ class Session:
             self._unblocked.clear()
 
     def _on_channel_closing(self, channel: Channel, closing: asyncio.Future[object]) -> None:
-        if channel not in self._leaving:
+        if channel in self._lasting:
+            self._lasting.discard(channel)
             self._on_closing(closing)
 
     def _on_closing(self, closing: asyncio.Future[object]) -> None:
@@ -164,6 +169,10 @@ class Session:
     async def close(self) -> None:
         """End it, within a bounded time, whatever state the broker is in."""
         self.fail(None)
+        await self._close_connection()
+        await self._errands.end()
+
+    async def _close_connection(self) -> None:
         if self._connection is None:
             self._socket.cut()
             return
@@ -212,7 +221,9 @@ class Link:
         return self._session
 
     async def open(self) -> None:
-        """The first session. Raises ConfigurationError, ConnectionLost."""
+        """The first session; once. Raises ConfigurationError, ConnectionLost."""
+        if self._task is not None:
+            return
         self._context = self._settings.ssl_context()
         session = await self._begin()
         self._task = asyncio.create_task(self._supervise(session), name=f"busline amqp {self._role}")

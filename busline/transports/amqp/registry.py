@@ -95,7 +95,10 @@ class Registrar:
 
     @asynccontextmanager
     async def edit(self, session: Session) -> AsyncIterator[Register]:
-        """The register, to be changed in place; it is written at the end unless the block raised."""
+        """The register, to be changed in place; it is written at the end unless the block raised.
+
+        To be used in an errand only, which no user can cancel half way.
+        """
         async with self._mine, self._locked(session), session.scratch() as channel:
             register = await _read(channel)
             yield register
@@ -106,19 +109,22 @@ class Registrar:
             else:
                 await channel.basic_nack(register.tags[0], requeue=True)
 
+    async def look(self, session: Session) -> Register:
+        """As it is now."""
+        async with self.edit(session) as register:
+            return register
+
     @asynccontextmanager
     async def _locked(self, session: Session) -> AsyncIterator[None]:
         until = asyncio.get_running_loop().time() + LOCK_TIMEOUT
-        while not await _take(session):
-            if asyncio.get_running_loop().time() > until:
-                raise ConnectionLost(f"another client has held {LOCK!r} for {LOCK_TIMEOUT:g} s")
-            await asyncio.sleep(random.uniform(0.005, 0.05))
         try:
+            while not await _take(session):
+                if asyncio.get_running_loop().time() > until:
+                    raise ConnectionLost(f"another client has held {LOCK!r} for {LOCK_TIMEOUT:g} s")
+                await asyncio.sleep(random.uniform(0.005, 0.05))
             yield
         finally:
-            if not session.broken.done():
-                async with session.scratch() as channel:
-                    await channel.queue_delete(LOCK)
+            await _give_back(session)
 
     async def _write(self, register: Register) -> None:
         text = json.dumps({name: _plain(entry) for name, entry in sorted(register.queues.items())})
@@ -133,6 +139,21 @@ async def _take(session: Session) -> bool:
     except ChannelLockedResource:
         return False
     return True
+
+
+async def _give_back(session: Session) -> None:
+    """The lock, which we have, or may have when taking it failed. Where that cannot be done its connection ends, and
+    the lock with it; else nobody could attach a queue for as long as this process lives."""
+    if session.broken.done():
+        return
+    try:
+        async with session.scratch() as channel:
+            await channel.queue_delete(LOCK)
+    except ChannelLockedResource:  # it is another's, as it was when we could not take it
+        return
+    except BaseException as error:
+        session.fail(error)
+        raise
 
 
 async def _read(channel: Channel) -> Register:

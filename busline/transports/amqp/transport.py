@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TypeVar
 
 from aiormq.abc import DeliveredMessage
@@ -22,6 +22,7 @@ from busline.transports.amqp import ladder as delays
 from busline.transports.amqp.attaching import Attached
 from busline.transports.amqp.bounds import Bounds
 from busline.transports.amqp.consuming import AmqpConsumer
+from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.inbox import QUEUE as REPLY_QUEUE
 from busline.transports.amqp.inbox import AmqpInbox, Way, is_address
@@ -36,6 +37,9 @@ from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
 from busline.transports.amqp.url import Settings, parse
 
 T = TypeVar("T")
+
+MOVED_AT_ONCE = 100
+"""Messages."""
 
 
 def from_url(url: str) -> AmqpTransport:
@@ -78,8 +82,14 @@ class AmqpTransport:
         self._bounds = Bounds(self._attached.bound, self._register, self._count)
         self._inspection = Inspection(self._in, self._registrar, self._outlet)
         self._consumers: list[AmqpConsumer] = []
+        self._errands = Errands(settings.where)
         self._inbox: AmqpInbox | None = None
+        self._inbox_gate = asyncio.Lock()
+        self._inbox_is_wanted = False
+        """Its opener got it, and was not cancelled while it opened."""
         self._consuming = False
+        self._consuming_gate = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def where(self) -> str:
@@ -111,23 +121,24 @@ class AmqpTransport:
 
     async def _in_session(self) -> Session:
         """The connection that consumes, which a mere caller never needs."""
-        self._opened()
-        if not self._consuming:
-            async with self._gate:
-                self._opened()
-                if not self._consuming:
-                    await self._in.open()
-                    await self._in.move_in(self._attached)
-                    self._consuming = True
+        async with self._consuming_gate:
+            if not self._consuming:
+                await self._in.open()
+                await self._in.move_in(self._attached)
+                self._consuming = True
         return await self._in.session()
 
-    @asynccontextmanager
-    async def _operation(self) -> AsyncIterator[Session]:
-        """Something on the consuming connection, within the time of one operation, with our errors only."""
+    async def _do(self, act: Callable[[Session], Awaitable[T]]) -> T:
+        """Something on the consuming connection. A caller that is cancelled leaves it to come to its end."""
+        self._opened()
+        return await self._errands.run(self._operation(act))
+
+    async def _operation(self, act: Callable[[Session], Awaitable[T]]) -> T:
+        """Within the time of one operation, with our errors only."""
         session = await self._in_session()
         try:
             async with asyncio.timeout(self._settings.timeout * 4):
-                yield session
+                return await act(session)
         except BuslineError:
             raise
         except LIBRARY as error:
@@ -138,19 +149,18 @@ class AmqpTransport:
     # -- queues -------------------------------------------------------------------------------------------------
 
     async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
-        async with self._operation() as session:
-            return await self._attached.attach(session, queue, create=create)
+        return await self._do(lambda session: self._attached.attach(session, queue, create=create))
 
     async def detach(self, queue: str, *, delete: bool = False) -> None:
-        async with self._operation() as session:
-            await self._attached.detach(session, queue, delete=delete)
+        await self._do(lambda session: self._attached.detach(session, queue, delete=delete))
 
     async def consume(self, queue: str, *, slots: int, prefetch: int = 1) -> AmqpConsumer:
-        async with self._operation():
-            topic = self._attached.sole_topic(queue)
-            consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._again, self._consumers.remove)
-            self._consumers.append(consumer)
-            return consumer
+        self._opened()
+        await self._errands.run(self._in_session())
+        topic = self._attached.sole_topic(queue)
+        consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._again, self._consumers.remove)
+        self._consumers.append(consumer)
+        return consumer
 
     # -- messages -----------------------------------------------------------------------------------------------
 
@@ -178,15 +188,24 @@ class AmqpTransport:
 
     async def open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> AmqpInbox:
         self._opened()
-        if self._inbox is not None and not self._inbox.closed:
-            raise ConfigurationError("this transport has an inbox already; a transport has one")
-        settings = self._settings
-        own_queue = settings.reply == "queue"
-        way = Way(_route, self._check, self._unroutable, self._bounds)
-        inbox = AmqpInbox(self._out, settings.timeout, own_queue, way, on_reply, on_lost)
-        await self._out.move_in(inbox)
-        self._inbox = inbox
+        inbox = await self._errands.run(self._open_inbox(on_reply, on_lost))
+        self._inbox_is_wanted = True
         return inbox
+
+    async def _open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> AmqpInbox:
+        async with self._inbox_gate:
+            if self._inbox is not None and not self._inbox.closed:
+                if self._inbox_is_wanted:
+                    raise ConfigurationError("this transport has an inbox already; a transport has one")
+                await self._inbox.aclose()
+            self._inbox_is_wanted = False
+            settings = self._settings
+            own_queue = settings.reply == "queue"
+            way = Way(_route, self._check, self._unroutable, self._bounds)
+            inbox = AmqpInbox(self._out, settings.timeout, own_queue, way, on_reply, on_lost)
+            await self._out.move_in(inbox)
+            self._inbox = inbox
+            return inbox
 
     async def reply(self, address: str, message: Message) -> bool:
         self._opened()
@@ -221,29 +240,31 @@ class AmqpTransport:
     async def _send_later(self, to: Destination, message: Message) -> None:
         queue = to.queue if isinstance(to, ToQueue) else await self._owner(to.topic)
         if queue not in self._attached:
-            async with self._operation() as session:
-                await self._inspection.find(session, queue)
+            await self._do(lambda session: self._inspection.find(session, queue))
         await self._climb(ToQueue(queue), message.delay, message.body, properties(message))
 
     async def _climb(self, to: ToQueue, delay: float, body: bytes, found: Basic.Properties) -> None:
         """Into the ladder, at whose end the queue is."""
         number = delays.ticks(delay)
-        try:
-            async with asyncio.timeout(self._settings.timeout):
-                await self._ladder.prepare(await self._out.session(), number, to.queue)
-        except LIBRARY as error:
-            if was_cancelled(error):
-                raise
-            raise translate(error, self.where) from error
+        if not self._ladder.is_ready(number, to.queue):
+            await self._errands.run(self._prepare(number, to.queue))
         found.expiration = None  # at a step of the ladder it would end the delay, and not the message
         key = delays.routing_key(number, to.queue)
         await self._outlet.put(delays.entrance(number), key, body, found, lambda: self._unroutable(to))
 
+    async def _prepare(self, number: int, queue: str) -> None:
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                await self._ladder.prepare(await self._out.session(), number, queue)
+        except LIBRARY as error:
+            if was_cancelled(error):
+                raise
+            raise translate(error, self.where) from error
+
     async def _owner(self, topic: str) -> str:
         if (queue := self._attached.owner(topic)) is not None:
             return queue
-        async with self._operation() as session, self._registrar.edit(session) as register:
-            owner = register.owner(topic)
+        owner = (await self._register()).owner(topic)
         if owner is None:
             raise NoHandler(topic, self.where)
         return owner
@@ -259,12 +280,11 @@ class AmqpTransport:
         return QueueNotFound(to.queue, self.where) if isinstance(to, ToQueue) else NoHandler(to.topic, self.where)
 
     async def _register(self) -> Register:
-        async with self._operation() as session, self._registrar.edit(session) as register:
-            return register
+        return await self._do(self._registrar.look)
 
     async def _count(self, queue: str) -> int:
-        async with self._operation() as session:
-            return (await self._inspection.find(session, queue)).message_count or 0
+        found = await self._do(lambda session: self._inspection.find(session, queue))
+        return found.message_count or 0
 
     # -- health and end -----------------------------------------------------------------------------------------
 
@@ -283,30 +303,40 @@ class AmqpTransport:
         return Health("healthy", since)
 
     async def stats(self) -> Sequence[QueueStats]:
-        async with self._operation() as session:
-            return await self._inspection.stats(session)
+        return await self._do(self._inspection.stats)
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
-        async with self._operation() as session:
-            return await self._inspection.peek(session, queue, limit)
+        return await self._do(lambda session: self._inspection.peek(session, queue, limit))
 
     async def purge(self, queue: str) -> int:
-        async with self._operation() as session:
-            return await self._inspection.purge(session, queue)
+        return await self._do(lambda session: self._inspection.purge(session, queue))
 
     async def move(self, source: str, to: str, limit: int) -> int:
-        async with self._operation() as session:
-            return await self._inspection.move(session, source, to, limit)
+        moved = 0
+        while moved < limit:  # in parts, so that whoever is cancelled moves no more than the rest of one
+            part = min(limit - moved, MOVED_AT_ONCE)
+            done = await self._do(partial(self._inspection.move, source=source, to=to, limit=part))
+            moved += done
+            if done < part:
+                break
+        return moved
 
     async def aclose(self) -> None:
+        """Whoever is cancelled here does not keep it from closing."""
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.create_task(self._close(), name="busline amqp close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         async with self._gate:
             if not self._open:
                 return
             self._open, self._closed = False, True
-            for consumer in list(self._consumers):
-                await consumer.aclose()
+            if self._consumers:  # side by side: each waits for the broker
+                await asyncio.gather(*(consumer.aclose() for consumer in self._consumers))
             if self._inbox is not None:
                 await self._inbox.aclose()
+            await self._errands.end()
             await asyncio.gather(self._in.close(), self._out.close())
 
     async def _die(self) -> None:
