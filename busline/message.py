@@ -151,6 +151,13 @@ class Health:
     status: Literal["unknown", "healthy", "degraded", "down"]
     since: float = 0.0
     detail: str = ""
+    tolerable: bool = False
+    """Of "degraded": every consumer is at the broker all the same."""
+
+    @property
+    def serves(self) -> bool:
+        """Every consumer is at the broker."""
+        return self.status == "healthy" or self.tolerable
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -23,6 +24,7 @@ from busline.registry import QueuePlan
 from busline.services import Services
 from busline.telemetry import log
 from busline.transports.base import Consumer
+from busline.wire import text_of
 from busline.work import Why, Work
 
 BACK_OFF = (0.1, 5.0)
@@ -31,6 +33,19 @@ SETTLE_TIMEOUT = 5.0
 """Seconds that settling a message may take when its slot was cancelled."""
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled handler has to end before its process counts as stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """One queue of a worker at this moment."""
+
+    name: str
+    slots: int
+    """Messages that may be handled at a time."""
+    running: int
+    """Messages that are handled now."""
+    troubles: list[str]
+    """Why nothing is taken from it, or why it cannot work; empty while all is well."""
 
 
 class Slot:
@@ -91,6 +106,8 @@ class QueueSlots:
         self._restoring = anyio.Lock()
         self._gate_changed = anyio.Event()
         self._stopping = False
+        self._refused = ""
+        """Why it could not be consumed when last tried; "" while it is."""
         self._closed: TransportClosed | None = None
         self._on_closed = on_closed
         self.ended = anyio.Event()
@@ -147,6 +164,12 @@ class QueueSlots:
     def running(self) -> int:
         """Messages being handled now."""
         return sum(slot.delivery is not None for slot in self._slots)
+
+    def state(self) -> QueueState:
+        """As it is now."""
+        refused = [self._refused] if self._refused else []
+        troubles = [*refused, *self.gate.reasons.values(), *self._handling.unavailable.values()]
+        return QueueState(self.plan.spec.name, self._count, self.running, troubles)
 
     async def run(self) -> None:
         """Work until drained or cancelled; a drained queue has settled or given back everything."""
@@ -317,6 +340,7 @@ class QueueSlots:
             pause, longest = BACK_OFF
             while self._consumer is broken and not self._stopping:
                 changed = isinstance(error, ConfigurationError)
+                self._refused = f"it cannot be consumed: {text_of(error)}"
                 pause = longest if changed else pause
                 log.log(
                     logging.ERROR if changed else logging.WARNING,
@@ -332,3 +356,5 @@ class QueueSlots:
                     self._end(closed)
                 except (TransportError, ConfigurationError) as again:  # somebody may put the queue right again
                     error = again
+                else:
+                    self._refused = ""

@@ -21,10 +21,10 @@ from anyio import create_task_group
 from anyio.abc import TaskGroup
 
 from busline.errors import BuslineError, ConfigurationError
-from busline.message import Delivery
+from busline.message import Delivery, Health
 from busline.registry import Plan, QueuePlan
 from busline.services import Alarm, Services
-from busline.slots import QueueSlots
+from busline.slots import QueueSlots, QueueState
 from busline.telemetry import log
 from busline.wheel import Wheel
 from busline.wire import reply_to
@@ -76,6 +76,26 @@ class Worker:
     def queues(self) -> Sequence[QueuePlan]:
         """What it serves."""
         return [queue.plan for queue in self._queues]
+
+    @property
+    def health(self) -> Health:
+        """What the transport says of itself and its consumers."""
+        return self._services.transport.health()
+
+    def states(self) -> list[QueueState]:
+        """Its queues as they are now."""
+        return [queue.state() for queue in self._queues]
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why it does not take messages as it should, in words; empty while all is well."""
+        health = self.health
+        troubles = [f"queue {state.name}: {trouble}" for state in self.states() for trouble in state.troubles]
+        if not health.serves:
+            troubles.insert(0, f"{self._services.transport.where}: {health.detail or health.status}")
+        if self._retire.is_set():
+            troubles.insert(0, "it takes no further message")
+        return troubles
 
     @property
     def paused(self) -> dict[str, list[str]]:

@@ -46,6 +46,7 @@ LAYERS = [
         {
             "telemetry",
             "observing",
+            "metrics",
             "calls",
             "lease",
             "gates",

@@ -152,6 +152,9 @@ class Leaving:
         self.request()
 
     def _hold(self, lifeline: int) -> None:
-        while os.read(lifeline, 1):  # until the last process that could write to it is gone
-            continue
+        try:
+            while os.read(lifeline, 1):  # until the last process that could write to it is gone
+                continue
+        except OSError:  # it is gone, too, and had not read all our news: the kernel calls that a reset
+            pass
         self.request()

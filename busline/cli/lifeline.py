@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import socket
 
-READY, RETIRING = b"r", b"t"
+READY, RETIRING = b"ready", b"retiring"
 """It consumes; it takes no further message and only finishes what it has."""
+LONGEST_NEWS = 16_000_000
+"""Bytes of one line; whoever sends longer ones is not one of ours."""
 
 
 class Lifeline:
-    """The child's end, known by its descriptor; None = there is no parent to tell."""
+    """The child's end, known by its descriptor.
 
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)
+    News are lines. A parent that does not read, because it was stopped, holds up nobody: what does not fit into the
+    stream waits here, and a report that would have to wait behind an older one is left out.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._unsent = b""
 
     def tell(self, news: bytes) -> None:
         """Tell the parent, if it is still there."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.write(self._descriptor, news)
+        self._unsent += news + b"\n"
+        self._send()
+
+    def report(self, news: bytes) -> None:
+        """The same, unless the parent has yet to read an older report."""
+        self._send()
+        if not self._unsent:
+            self.tell(news)
+
+    def _send(self) -> None:
+        if not self._unsent:
+            return
+        try:
+            sent = self._socket.send(self._unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:  # the parent is gone, and whoever reads from the lifeline makes us leave
+            self._unsent = b""
+            return
+        self._unsent = self._unsent[sent:]

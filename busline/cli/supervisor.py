@@ -19,9 +19,10 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from busline.cli.board import Board
 from busline.cli.exits import Exit
 from busline.cli.leaving import ABORT_PATIENCE
-from busline.cli.lifeline import READY, RETIRING
+from busline.cli.lifeline import LONGEST_NEWS, READY, RETIRING
 from busline.telemetry import log
 
 FATAL = frozenset({Exit.USAGE, Exit.NO_APP, Exit.CONFIGURATION, Exit.NO_HANDLER})
@@ -74,9 +75,9 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    async def live(self, on_ready: Callable[[], None]) -> int:
+    async def live(self, on_ready: Callable[[], None], board: Board | None) -> int:
         """Listen to it until it has ended; returns its exit code."""
-        listening = asyncio.create_task(self._listen(on_ready), name=f"busline lifeline {self.pid}")
+        listening = asyncio.create_task(self._listen(on_ready, board), name=f"busline lifeline {self.pid}")
         try:
             self.code = await self._process.wait()
             await asyncio.wait([listening], timeout=LAST_NEWS)
@@ -88,28 +89,43 @@ class Child:
             self.ended.set()
             self.replaceable.set()
 
-    async def _listen(self, on_ready: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        with suppress(ConnectionError):
-            while news := await loop.sock_recv(self._lifeline, 64):
-                if READY in news:
+    async def _listen(self, on_ready: Callable[[], None], board: Board | None) -> None:
+        reader, writer = await asyncio.open_connection(sock=self._lifeline, limit=LONGEST_NEWS)
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                news = line.rstrip()
+                if news == READY:
                     on_ready()
-                if RETIRING in news:
+                elif news == RETIRING:
                     self.retiring = True
                     self.replaceable.set()
+                if board is not None:
+                    board.heard(self.pid, news)
+        except ConnectionError:  # it has ended without reading what nobody writes
+            pass
+        finally:
+            writer.close()
 
 
 class Supervisor:
     """Keeps `processes` children running, each with a command line made by `command(lifeline, first)`.
 
     `lifeline` is a descriptor; `first` says that no child has been ready before. `patience` is how many seconds a
-    child has to leave when told to. Run once.
+    child has to leave when told to. `board` is told what the children tell. Run once.
     """
 
-    def __init__(self, command: Callable[[int, bool], Sequence[str]], *, processes: int, patience: float) -> None:
+    def __init__(
+        self,
+        command: Callable[[int, bool], Sequence[str]],
+        *,
+        processes: int,
+        patience: float,
+        board: Board | None = None,
+    ) -> None:
         self._command = command
         self._processes = processes
         self._patience = patience
+        self._board = board
         self._children: set[Child] = set()
         self._signals = 0
         self._begun = asyncio.Event()
@@ -139,6 +155,8 @@ class Supervisor:
         async with asyncio.TaskGroup() as lives:
             while not self._stop.is_set():
                 child = await self._start()
+                if self._board is not None:
+                    self._board.started(child.pid, place)
                 lives.create_task(self._attend(child), name=f"busline process {child.pid}")
                 await child.replaceable.wait()
                 if child.code not in (None, Exit.RECYCLED):
@@ -165,8 +183,10 @@ class Supervisor:
         """One child's life, and what follows from its end."""
         if self._stop.is_set():  # told so while the child was being made
             child.signal(signal.SIGTERM)
-        code = await child.live(self._begun.set)
+        code = await child.live(self._begun.set, self._board)
         self._children.discard(child)
+        if self._board is not None:
+            self._board.ended(child.pid, code)
         if self._stop.is_set():
             self._last_codes.append(code)
         elif code in FATAL or (code > 0 and not self._begun.is_set()):
@@ -196,6 +216,8 @@ class Supervisor:
     def _tell_all(self, patience: float) -> None:
         self._stop.set()
         self._begun.set()
+        if self._board is not None:
+            self._board.stopping = True
         self._signal_all(signal.SIGTERM)
         asyncio.get_running_loop().call_later(patience + KILL_MARGIN, self._signal_all, signal.SIGKILL)
 

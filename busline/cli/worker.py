@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from busline.bus import Bus
+from busline.cli.board import Board
 from busline.cli.describe import plan_of, served, where
 from busline.cli.exits import Exit, Failure, exit_for
 from busline.cli.handlers import App
@@ -22,7 +23,9 @@ from busline.cli.leaving import Leaving, patience
 from busline.cli.lifeline import READY, RETIRING, Lifeline
 from busline.cli.load import load_bus
 from busline.cli.logs import Level, configure
+from busline.cli.probes import Probes
 from busline.cli.recycling import MEGABYTE, Recycling, resident_memory
+from busline.cli.reporting import Direct, Reporter, metrics_of
 from busline.cli.supervisor import Supervisor
 from busline.cli.terminal import say, show_table
 
@@ -40,6 +43,8 @@ class Options:
     max_memory: int | None
     log_level: Level
     verbose: bool
+    reports: bool
+    """Each process tells how it is."""
 
     def child_command(self, lifeline: int, first: bool) -> list[str]:
         """The command that runs one of the processes, which ends when the stream `lifeline` does."""
@@ -53,7 +58,11 @@ class Options:
             "--lifeline": lifeline,
         }
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-        flags = [*(["--announce"] if first else []), *(["-v"] if self.verbose else [])]
+        flags = [
+            flag
+            for flag, wanted in (("--announce", first), ("-v", self.verbose), ("--reports", self.reports))
+            if wanted
+        ]
         shared = [sys.executable, "-m", "busline", "--log-level", self.log_level.value]
         return [*shared, "worker", self.app, *words, *flags]
 
@@ -79,6 +88,18 @@ MaxMessages = Annotated[
 MaxMemory = Annotated[
     int | None, typer.Option(min=1, help="A process that uses more MB finishes its work and is replaced.")
 ]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        envvar="BUSLINE_HEALTH_PORT",
+        help="Serve /livez, /readyz and /metrics on this port. 0: any free one.",
+    ),
+]
+HealthHost = Annotated[
+    str, typer.Option(envvar="BUSLINE_HEALTH_HOST", help="The address for it, for example 0.0.0.0 in a container.")
+]
 
 
 def worker(
@@ -90,8 +111,11 @@ def worker(
     block_timeout: BlockTimeout = None,
     max_messages_per_process: MaxMessages = None,
     max_memory_per_process: MaxMemory = None,
+    health_port: HealthPort = None,
+    health_host: HealthHost = "127.0.0.1",
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     announce: Annotated[bool, typer.Option(hidden=True)] = False,
+    reports: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the handlers and subscribers of a bus until told to stop.
 
@@ -105,14 +129,31 @@ def worker(
     configure(level)
     verbose = bool(context.parent and context.parent.params.get("verbose"))
     recycling = (max_messages_per_process, max_memory_per_process)
-    options = Options(app, concurrency, processes, drain_timeout, block_timeout, *recycling, level, verbose)
-    if processes == 0 or lifeline is not None:
-        raise typer.Exit(_serve(options, lifeline, announce=announce or lifeline is None))
-    supervisor = Supervisor(options.child_command, processes=processes, patience=patience(drain_timeout))
-    raise typer.Exit(asyncio.run(supervisor.run()))
+    reports = reports or health_port is not None
+    options = Options(app, concurrency, processes, drain_timeout, block_timeout, *recycling, level, verbose, reports)
+    if lifeline is not None:  # the health port is its parent's
+        raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
+    board = Board(processes)
+    probes = None if health_port is None else Probes(board, health_host, health_port, supervised=processes > 0)
+    if processes == 0:
+        if probes is not None:
+            probes.serve_in_thread()
+        raise typer.Exit(_serve(options, Direct(board), None, announce=True))
+    supervisor = Supervisor(options.child_command, processes=processes, patience=patience(drain_timeout), board=board)
+    raise typer.Exit(asyncio.run(_supervise(supervisor, probes)))
 
 
-def _serve(options: Options, lifeline: int | None, *, announce: bool) -> Exit:
+async def _supervise(supervisor: Supervisor, probes: Probes | None) -> int:
+    if probes is not None:
+        await probes.start()
+    try:
+        return await supervisor.run()
+    finally:
+        if probes is not None:
+            probes.close()
+
+
+def _serve(options: Options, news: Lifeline | Direct, lifeline: int | None, *, announce: bool) -> Exit:
     """Serve in this process; with a lifeline it has a parent."""
     leaving = Leaving(options.drain_timeout, options.block_timeout)
     leaving.watch(lifeline)
@@ -122,7 +163,7 @@ def _serve(options: Options, lifeline: int | None, *, announce: bool) -> Exit:
     if announce:
         _announce(options, bus)
     try:
-        return asyncio.run(_consume(options, bus, leaving, Lifeline(lifeline)))
+        return asyncio.run(_consume(options, bus, leaving, news))
     except asyncio.CancelledError:
         if not leaving.requests:
             raise
@@ -141,12 +182,13 @@ def _check(options: Options, bus: Bus) -> None:
         )
 
 
-async def _consume(options: Options, bus: Bus, leaving: Leaving, lifeline: Lifeline) -> Exit:
+async def _consume(options: Options, bus: Bus, leaving: Leaving, news: Lifeline | Direct) -> Exit:
     leaving.connecting()
-    recycling = Recycling(options.max_messages, options.max_memory, partial(_retire, leaving, lifeline))
+    recycling = Recycling(options.max_messages, options.max_memory, partial(_retire, leaving, news))
+    reporter = Reporter(metrics_of(bus), news.report) if options.reports else None
     try:
         async with (
-            _beside(recycling.run()),
+            _beside(recycling.run(), "recycling"),
             bus.worker(
                 concurrency=options.concurrency,
                 drain_timeout=options.drain_timeout,
@@ -154,9 +196,10 @@ async def _consume(options: Options, bus: Bus, leaving: Leaving, lifeline: Lifel
                 on_stuck=leaving.stuck,
                 on_message=recycling.on_message,
             ) as entered,
+            _beside(reporter.run(entered) if reporter is not None else _nothing(), "reports"),
         ):
             leaving.serving(entered)
-            lifeline.tell(READY)
+            news.tell(READY)
             say(f"ready (process {os.getpid()})")
             await entered.wait()
     except Exception as error:
@@ -166,8 +209,8 @@ async def _consume(options: Options, bus: Bus, leaving: Leaving, lifeline: Lifel
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work, name="busline recycling")
+async def _beside(work: Coroutine[None, None, None], what: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=f"busline {what}")
     try:
         yield
     finally:
@@ -175,8 +218,13 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-def _retire(leaving: Leaving, lifeline: Lifeline, why: str) -> None:
-    lifeline.tell(READY + RETIRING)  # the first message may be taken before this process has said that it is ready
+async def _nothing() -> None:
+    """Beside a worker whose health nobody asks for."""
+
+
+def _retire(leaving: Leaving, news: Lifeline | Direct, why: str) -> None:
+    news.tell(READY)  # the first message may be taken before this process has said that it is ready
+    news.tell(RETIRING)
     leaving.retire(why)
 
 

@@ -296,10 +296,10 @@ class AmqpTransport:
         for link in links:
             if link.current() is None:
                 return Health("down", link.since, link.fault)
-        if self._attached.differences:
-            return Health("degraded", since, "; ".join(self._attached.differences.values()))
         if not all(consumer.is_at_the_broker for consumer in self._consumers):
             return Health("degraded", since, "not every consumer is at the broker")
+        if self._attached.differences:
+            return Health("degraded", since, "; ".join(self._attached.differences.values()), tolerable=True)
         return Health("healthy", since)
 
     async def stats(self) -> Sequence[QueueStats]:
