@@ -72,6 +72,11 @@ CLIENT_LIBRARIES = {
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
+INTEGRATED = {
+    "integrations.prometheus": {"prometheus_client"},
+    "integrations.otel": {"opentelemetry"},
+}
+"""By integration: what it, and nobody else, joins busline to."""
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
@@ -159,7 +164,7 @@ def test_third_party_libraries_stay_where_they_belong(name: str) -> None:
     if driver_of(name):
         return
     allowed = EDGE_THIRD_PARTY if LAYERS[rank_of(name)][0] == "edges" else THIRD_PARTY
-    assert foreign(parse(name)) <= allowed
+    assert foreign(parse(name)) <= allowed | INTEGRATED.get(name, set())
 
 
 def test_the_values_and_ports_know_no_third_party_but_the_codec() -> None:
