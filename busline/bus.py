@@ -25,6 +25,7 @@ from busline.transports.base import Transport
 from busline.verbs import Session, Verbs
 from busline.wheel import Wheel
 from busline.wire import new_id
+from busline.work import Work
 from busline.worker import Worker
 
 DEFAULT_URL = "sqlite:///busline.db"
@@ -69,6 +70,7 @@ class Bus(Verbs):
         self._url = url
         self._service = check_topic(service) if service is not None else None
         self._workers: list[Worker] = []
+        self._before: Callable[[Work], None] | None = None
         self._instance = new_id()[:12]
 
     @property
@@ -204,6 +206,7 @@ class Bus(Verbs):
             notify=lambda delivery: None,
             on_stuck=on_stuck or _warn_stuck,
             on_message=on_message,
+            before=self._before,
         )
 
 

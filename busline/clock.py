@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 
@@ -25,6 +26,24 @@ class Clock(Protocol):
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Run `callback` in the event loop at `when`, or very soon if that has passed."""
+
+
+async def sleep(clock: Clock, seconds: float) -> None:
+    """Let `seconds` of this clock pass."""
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    timer = clock.call_at(clock.time() + seconds, partial(_end, over))
+    try:
+        await over
+    finally:
+        timer.cancel()
+
+
+def _end(sleep: asyncio.Future[None]) -> None:
+    if not sleep.done():
+        sleep.set_result(None)
 
 
 class SystemClock:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import anyio
 
-from busline.clock import Clock
+from busline.clock import Clock, sleep
 from busline.driving import ends_task
 from busline.options import Check, OnDown
 from busline.telemetry import log
@@ -23,7 +23,7 @@ class Gate:
 
     def __init__(self, queue: str, clock: Clock, on_change: Callable[[], None]) -> None:
         self._queue = queue
-        self._clock = clock
+        self.clock = clock
         self._on_change = on_change
         self.reasons: dict[str, str] = {}
         """Why it is closed: name → explanation. Empty when it is open."""
@@ -46,12 +46,12 @@ class Gate:
 
     def close_for(self, name: str, why: str, seconds: float) -> None:
         """Keep it closed for at least `seconds` from now."""
-        until = self._clock.time() + seconds
+        until = self.clock.time() + seconds
         if until <= self._pauses.get(name, 0.0):
             return
         self._pauses[name] = until
         self.close(name, f"{why}, for {seconds:g} s")
-        self._clock.call_at(until, lambda: self._end_pause(name))
+        self.clock.call_at(until, lambda: self._end_pause(name))
 
     def open(self, name: str) -> None:
         """Take this reason back."""
@@ -66,8 +66,8 @@ class Gate:
         until = self._pauses.get(name)
         if until is None:
             return
-        if until > self._clock.time():  # it was prolonged, or the machine's clock was set back
-            self._clock.call_at(until, lambda: self._end_pause(name))
+        if until > self.clock.time():  # it was prolonged, or the machine's clock was set back
+            self.clock.call_at(until, lambda: self._end_pause(name))
             return
         del self._pauses[name]
         self.open(name)
@@ -95,7 +95,7 @@ class HealthGate:
     async def run(self) -> None:
         """Ask every period, until cancelled."""
         while True:
-            await anyio.sleep(self._check.period)
+            await sleep(self._gate.clock, self._check.period)
             self._report(await self._ask())
 
     async def _ask(self) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from anyio import sleep
+import anyio
 
 from busline.errors import TransportClosed, TransportError
 from busline.message import Delivery
@@ -20,9 +20,15 @@ class LeaseKeeper:
     `on_lost` is called once for a delivery that the broker says is no longer ours.
     """
 
-    __slots__ = ("_on_lost", "lease", "running")
+    __slots__ = ("_on_lost", "_sleep", "lease", "running")
 
-    def __init__(self, lease: float, on_lost: Callable[[Delivery], None]) -> None:
+    def __init__(
+        self,
+        lease: float,
+        on_lost: Callable[[Delivery], None],
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+    ) -> None:
+        self._sleep = sleep
         self.lease = lease
         self._on_lost = on_lost
         self.running: dict[Delivery, Consumer] = {}
@@ -31,7 +37,7 @@ class LeaseKeeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await sleep(self.lease / RENEWALS_PER_LEASE)
+            await self._sleep(self.lease / RENEWALS_PER_LEASE)
             for consumer in set(self.running.values()):
                 await self._extend(consumer)
 

@@ -37,6 +37,7 @@ class Runner:
         self._threads = services.threads
         self._notify = services.notify
         self._telemetry = services.telemetry
+        self._before = services.before
 
     async def run(self, work: Work, slot: Cancellable) -> bytes:
         """The JSON of what the handler returned; null where nobody waits for it. Raises what the handler raises."""
@@ -49,6 +50,8 @@ class Runner:
             observer = self._telemetry.observer
             if observer is not None:
                 work.span = variables.run(observer.starting, work.delivery, work.envelope, handler)
+            if self._before is not None:
+                self._before(work)
             if handler.options.executor == "process":
                 return await run_in_process(binding.function, message.body, self._threads)
             context = Context(self._bus, work.delivery, work.envelope, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
 
@@ -15,6 +16,9 @@ from busline.registry import ErrorRegistry
 from busline.telemetry import Telemetry
 from busline.transports.base import Transport
 from busline.wheel import Wheel
+
+if TYPE_CHECKING:
+    from busline.work import Work
 
 Alarm = Callable[[], None]
 
@@ -49,3 +53,5 @@ class Services:
     """A handler cannot be ended: its process should be replaced."""
     on_message: Callable[[], None] | None = None
     """Told of each message that is taken."""
+    before: Callable[[Work], None] | None = None
+    """Called before each attempt; what it raises counts as raised by the handler. For tests."""

@@ -13,6 +13,7 @@ from functools import partial
 import anyio
 from anyio import CancelScope, create_task_group
 
+from busline.clock import sleep
 from busline.errors import ConfigurationError, TransportClosed, TransportError
 from busline.gates import Gate, HealthGate
 from busline.handling import Handling
@@ -122,7 +123,7 @@ class QueueSlots:
         self._check(limits)
         self._handling.attached(limits)
         if limits.lease is not None and self._keeper is None:
-            self._keeper = LeaseKeeper(limits.lease, self._on_lost)
+            self._keeper = LeaseKeeper(limits.lease, self._on_lost, partial(sleep, self._services.clock))
         for check in self._checks:
             await check.first()
         self._consumer = await transport.consume(self.plan.spec.name, slots=self._count, prefetch=self._prefetch)
@@ -283,7 +284,7 @@ class QueueSlots:
         """Under a rate limit one slot at a time asks, and only when the next message may start."""
         assert self._spacing is not None
         async with self._turn:
-            await anyio.sleep(self._spacing.wait(self._services.clock.time()))
+            await sleep(self._services.clock, self._spacing.wait(self._services.clock.time()))
             deliveries = list(await consumer.receive(1))
             self._spacing.started(self._services.clock.time())
         return deliveries

@@ -19,6 +19,10 @@ class _Due:
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = callback
 
+    @property
+    def waits(self) -> bool:
+        return self._callback is not None
+
     def cancel(self) -> None:
         self._callback = None
 
@@ -51,16 +55,26 @@ class VirtualClock:
         heappush(self._due, (when, next(self._sequence), due))
         return due
 
+    @property
+    def next_due(self) -> float | None:
+        """The instant of the next callback; None if nothing asks for one."""
+        while self._due and not self._due[0][2].waits:
+            heappop(self._due)
+        return self._due[0][0] if self._due else None
+
     async def advance(self, seconds: float) -> None:
         """Let `seconds` pass: what falls due runs in order, each at its own instant, and is settled before the next."""
-        target = self._now + seconds
+        await self.advance_to(self._now + seconds)
+
+    async def advance_to(self, target: float) -> None:
+        """The same until the instant `target`; nothing happens if that has passed."""
         await _settle()
         while self._due and self._due[0][0] <= target:
             when, _, due = heappop(self._due)
             self._now = when
             due.run()
             await _settle()
-        self._now = target
+        self._now = max(self._now, target)
 
 
 async def _settle() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from busline.clock import SystemClock
 from busline.gates import Gate, HealthGate
 from busline.options import Check, OnDown
 from busline.testing.clock import VirtualClock
@@ -33,6 +34,8 @@ class Scene:
     def health(
         self, function: Callable[[], Awaitable[object]], on_down: OnDown = "pause", name: str = "check 1"
     ) -> HealthGate:
+        if not isinstance(self.gate.clock, SystemClock):
+            self.gate = Gate("q", SystemClock(), self._changed)  # so that a check comes round by itself
         return HealthGate(name, Check(function, period=0.01, timeout=0.05), on_down, self.gate, self.answers)
 
 

@@ -394,6 +394,10 @@ class Queue:
             ephemeral=self.spec.ephemeral,
         )
 
+    def held(self) -> list[Delivery]:
+        """What is handed out now."""
+        return [stored.delivery for stored in self._leased if stored.delivery is not None]
+
     def waiting(self, limit: int) -> list[Stored]:
         """The first that would be delivered, delayed ones behind."""
         self.expire()
