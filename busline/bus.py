@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -12,9 +12,11 @@ from anyio import CapacityLimiter
 
 from busline.calls import Calls
 from busline.clock import Clock, SystemClock
+from busline.control import Control
 from busline.errors import ConfigurationError
 from busline.events import Events
 from busline.observing import Observer
+from busline.operated import Post
 from busline.registry import Plan
 from busline.retry import Retry
 from busline.services import Services, Settings
@@ -47,6 +49,8 @@ class Bus(Verbs):
     * `max_deliveries`: starts after which a message that is never settled is dead-lettered without running.
     * `unknown_grace`: seconds for which a worker leaves a message of a topic it doesn't know to its siblings.
     * `max_clock_skew`: seconds by which the clocks of two machines may differ; nothing where all share one machine.
+    * `control`: can its workers be asked and directed with `bus.control()`? True: yes, or they don't start; False: no;
+      None: those that `busline worker` starts, where the transport can.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Bus(Verbs):
         max_deliveries: int = 20,
         unknown_grace: float = 10.0,
         max_clock_skew: float = 5.0,
+        control: bool | None = None,
         clock: Clock | None = None,
     ) -> None:
         settings = Settings(max_body_bytes, max_deliveries, unknown_grace, max_clock_skew)
@@ -72,6 +77,7 @@ class Bus(Verbs):
         self._workers: list[Worker] = []
         self._before: Callable[[Work], None] | None = None
         self._instance = new_id()[:12]
+        self._control = control
 
     @property
     def service(self) -> str | None:
@@ -153,6 +159,13 @@ class Bus(Verbs):
         return Plan(self._declarations, service=self._service, retry=self._retry, instance=self._instance)
 
     @asynccontextmanager
+    async def control(self) -> AsyncIterator[Control]:
+        """Ask and direct the worker processes of this bus, opening it if it is not open. Raises ConfigurationError
+        where the transport cannot reach several processes with one message."""
+        async with self, Control(self.transport, self._clock) as control:
+            yield control
+
+    @asynccontextmanager
     async def worker(
         self,
         *,
@@ -162,6 +175,9 @@ class Bus(Verbs):
         rate_share: float = 1.0,
         on_stuck: Callable[[str], None] | None = None,
         on_message: Callable[[], None] | None = None,
+        queues: Collection[str] | None = None,
+        name: str | None = None,
+        control: bool = False,
     ) -> AsyncIterator[Worker]:
         """Consume every queue of this bus, opening the bus if it is not open.
 
@@ -169,11 +185,13 @@ class Bus(Verbs):
         seconds for running handlers, cancels the rest and gives their messages back. `rate_share` is this process's
         share of every rate limit. `on_stuck` is told of a handler that cannot be ended; by default that is logged.
         `on_message` is called each time a message is taken, before it is handled; it must be quick and not raise.
+        `queues` serves these alone, with `*` for anything. `name` is what operators call this worker, by default
+        `{service}@{host}`; `control` makes it reachable for them where the bus leaves that open.
         Raises ConfigurationError for whatever cannot be served, before anything is consumed.
         """
         if concurrency < 1 or prefetch < 1 or drain_timeout < 0:
             raise ConfigurationError("concurrency and prefetch are at least 1, drain_timeout is not negative")
-        plan = self.plan()
+        plan = self.plan() if queues is None else self.plan().only(queues)
         async with self:
             services = self._services(self._open_session, on_stuck, on_message)
             async with Worker(
@@ -183,12 +201,18 @@ class Bus(Verbs):
                 prefetch=prefetch,
                 drain_timeout=drain_timeout,
                 rate_share=rate_share,
+                post=self._post(plan, services, name, control=control),
             ) as worker:
                 self._workers.append(worker)
                 try:
                     yield worker
                 finally:
                     self._workers.remove(worker)
+
+    def _post(self, plan: Plan, services: Services, name: str | None, *, control: bool) -> Post | None:
+        if not (control if self._control is None else self._control):
+            return None
+        return Post(plan, services, name=name, instance=self._instance, needed=self._control is True)
 
     def _services(
         self, session: Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None

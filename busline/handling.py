@@ -110,7 +110,7 @@ class Handling:
             payload = self._read(handler, delivery.message.body)
         except (InvalidPayload, CodecError, MessageTooLarge) as error:
             return self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
-        return Work(delivery, envelope, handler, consumer, payload)
+        return Work(delivery, envelope, handler, consumer, payload, now)
 
     def _read(self, handler: Handler, body: bytes) -> Any:
         limit = self._services.settings.max_body_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from busline.binding import Binding, check_process_handler
@@ -95,6 +96,11 @@ class QueuePlan:
         return QueueSpec(name, self.spec.service, for_dead_letters=True)
 
 
+def shown_name(queue: str, spec: QueueSpec) -> str:
+    """A queue's name for people: of a broadcast subscriber's the rest is the process's own."""
+    return f"{queue.rpartition('.')[0]}.*" if spec.ephemeral else queue
+
+
 class Plan:
     """All queues of a service. Built once when a worker starts; raises ConfigurationError for what cannot be."""
 
@@ -112,6 +118,23 @@ class Plan:
     def queues(self) -> Mapping[str, QueuePlan]:
         """By name, in the order of declaration."""
         return self._queues
+
+    @property
+    def service(self) -> str | None:
+        """Whose queues they are."""
+        return self._service
+
+    def only(self, names: Iterable[str]) -> Plan:
+        """The same with the queues of these names alone; `*` stands for anything. Raises ConfigurationError for a name
+        that is none of its."""
+        chosen = Plan((), service=self._service, retry=self._retry, instance=self._instance)
+        for wanted in names:
+            found = [name for name in self._queues if fnmatchcase(name, wanted)]
+            if not found:
+                known = sorted(shown_name(name, plan.spec) for name, plan in self._queues.items())
+                raise ConfigurationError(f"no queue is called {wanted!r}; there are {', '.join(known) or 'none'}")
+            chosen._queues.update({name: self._queues[name] for name in found})
+        return chosen
 
     def _add(self, declaration: Declaration) -> None:
         handler = self._handler(declaration)

@@ -12,6 +12,7 @@ from functools import partial
 
 import anyio
 from anyio import CancelScope, create_task_group
+from anyio.abc import TaskGroup
 
 from busline.clock import sleep
 from busline.errors import ConfigurationError, TransportClosed, TransportError
@@ -52,7 +53,7 @@ class QueueState:
 class Slot:
     """One message at a time."""
 
-    __slots__ = ("_on_cancel", "consumer", "delivery", "scope", "why", "work")
+    __slots__ = ("_on_cancel", "consumer", "delivery", "ending", "scope", "why", "work")
 
     def __init__(self, on_cancel: Callable[[Slot, Why], None]) -> None:
         self.scope = CancelScope()
@@ -63,6 +64,8 @@ class Slot:
         """Set while a handler runs."""
         self.why: Why | None = None
         """Why it was cancelled."""
+        self.ending = False
+        """It takes nothing more: there are to be fewer slots, or the queue is left."""
         self._on_cancel = on_cancel
 
     def cancel(self, why: Why) -> None:
@@ -110,6 +113,9 @@ class QueueSlots:
         self._refused = ""
         """Why it could not be consumed when last tried; "" while it is."""
         self._closed: TransportClosed | None = None
+        self._tasks: TaskGroup | None = None
+        self.taken = 0
+        """Messages since it began."""
         self._on_closed = on_closed
         self.ended = anyio.Event()
         """Set when all slots have ended."""
@@ -172,6 +178,11 @@ class QueueSlots:
         troubles = [*refused, *self.gate.reasons.values(), *self._handling.unavailable.values()]
         return QueueState(self.plan.spec.name, self._count, self.running, troubles)
 
+    @property
+    def works(self) -> list[Work]:
+        """What its handlers work on now."""
+        return [slot.work for slot in self._slots if slot.work is not None]
+
     async def run(self) -> None:
         """Work until drained or cancelled; a drained queue has settled or given back everything."""
         name = self.plan.spec.name
@@ -181,13 +192,42 @@ class QueueSlots:
                 side.start_soon(check.run, name=f"busline check {name}")
             if self._keeper is not None:
                 side.start_soon(self._keeper.run, name=f"busline lease {name}")
-            async with create_task_group() as slots:
-                for number, slot in enumerate(self._slots):
-                    slots.start_soon(self._work, slot, name=f"busline slot {name}/{number}")
+            async with create_task_group() as self._tasks:
+                for slot in self._slots:
+                    self._begin(self._tasks, slot)
+            self._tasks = None
             self.ended.set()
             side.cancel_scope.cancel()
         if self._closed is not None:
             raise self._closed
+
+    def _begin(self, tasks: TaskGroup, slot: Slot) -> None:
+        tasks.start_soon(self._work, slot, name=f"busline slot {self.plan.spec.name}")
+
+    # -- operators ----------------------------------------------------------------------------------------------
+
+    async def operate(self, name: str, why: str | None) -> None:
+        """Close the gate under this name, or open it again (None); returns when nothing more, or again, is fetched."""
+        if why is None:
+            self.gate.open(name)
+        else:
+            self.gate.close(name, why)
+        await self._apply_gate()
+
+    async def set_count(self, count: int) -> None:
+        """Handle `count` messages at a time from now on; what runs beyond that is finished."""
+        if self._stopping or self._tasks is None:
+            return
+        keep = [slot for slot in self._slots if not slot.ending]
+        for slot in sorted(keep, key=lambda slot: slot.delivery is not None)[: max(0, len(keep) - count)]:
+            slot.ending = True
+            if slot.delivery is None:
+                slot.scope.cancel()
+        for _ in range(count - len(keep)):
+            self._slots.append(Slot(self._on_cancel))
+            self._begin(self._tasks, self._slots[-1])
+        self._count = count
+        await self._apply_gate()
 
     # -- gate ---------------------------------------------------------------------------------------------------
 
@@ -228,6 +268,7 @@ class QueueSlots:
         self._stopping = True
         await self._apply_gate()
         for slot in self._slots:
+            slot.ending = True
             if slot.delivery is None:
                 slot.scope.cancel()
 
@@ -244,14 +285,15 @@ class QueueSlots:
     # -- slots --------------------------------------------------------------------------------------------------
 
     async def _work(self, slot: Slot) -> None:
-        while not self._stopping:
+        while not slot.ending:
             slot.scope = CancelScope()
             with slot.scope:
-                while not self._stopping:
+                while not slot.ending:
                     await self._next(slot)
             if slot.delivery is not None:
                 await self._abandon(slot)
             slot.why = None
+        self._slots.remove(slot)
 
     async def _next(self, slot: Slot) -> None:
         consumer = slot.consumer = self._consumer
@@ -271,6 +313,7 @@ class QueueSlots:
         on_message = self._services.on_message
         for delivery in deliveries:
             slot.delivery = delivery
+            self.taken += 1
             if on_message is not None:
                 on_message()
             if running is not None:
@@ -333,6 +376,8 @@ class QueueSlots:
         """The transport was closed beneath the worker, which therefore leaves; `run` raises the error once."""
         self._closed = error
         self._stopping = True
+        for slot in self._slots:
+            slot.ending = True
         self._on_closed()
 
     async def _restore(self, broken: Consumer, error: TransportError | ConfigurationError) -> None:

@@ -27,6 +27,7 @@ class Work:
     """One attempt, or several that follow each other at once. Made when a handler is about to run."""
 
     __slots__ = (
+        "began_at",
         "consumer",
         "delivery",
         "drive",
@@ -42,13 +43,21 @@ class Work:
     )
 
     def __init__(
-        self, delivery: Delivery, envelope: Envelope, handler: Handler, consumer: Consumer, payload: Any = None
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        handler: Handler,
+        consumer: Consumer,
+        payload: Any = None,
+        began_at: float = 0.0,
     ) -> None:
         self.delivery = delivery
         self.envelope = envelope
         self.handler = handler
         self.consumer = consumer
         self.payload = payload
+        self.began_at = began_at
+        """When its message was received."""
         self.drive: Drive | None = None
         self.thread: ThreadRun | None = None
         self.outbox: Outbox | None = None

@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Delivery, Health
+from busline.operated import Post, State
 from busline.registry import Plan, QueuePlan
 from busline.services import Alarm, Services
 from busline.slots import QueueSlots, QueueState
@@ -49,6 +50,7 @@ class Worker:
         prefetch: int,
         drain_timeout: float,
         rate_share: float = 1.0,
+        post: Post | None = None,
     ) -> None:
         services.notify = self._announce
         services.alarms = Wheel(services.clock, _ring)
@@ -64,6 +66,7 @@ class Worker:
             for queue in plan.queues.values()
         ]
         self._services = services
+        self._post = post
         services.threads.total_tokens = max(1, sum(queue.count for queue in self._queues))
         self._drain_timeout = drain_timeout
         self._started: asyncio.Future[None] | None = None
@@ -161,6 +164,8 @@ class Worker:
         try:
             for queue in self._queues:
                 await queue.attach()
+            if self._post is not None:
+                await self._post.prepare(self._queues, self._state)
         except BaseException as error:
             await self._close()
             if started.done() or not isinstance(error, Exception):
@@ -174,6 +179,8 @@ class Worker:
                     tasks.start_soon(queue.run, name=f"busline queue {queue.plan.spec.name}")
                 tasks.start_soon(self._leave, tasks, name="busline drain")
                 tasks.start_soon(self._watch, name="busline health")
+                if self._post is not None:
+                    self._post.start()
                 if not started.done():
                     started.set_result(None)
         except BaseExceptionGroup as group:
@@ -231,11 +238,19 @@ class Worker:
             return True
         return False
 
+    def _state(self) -> State:
+        if self._retire.is_set():
+            return "draining"
+        return "serving" if self._tasks is not None else "starting"
+
     async def _close(self) -> None:
         self._services.alarms.close()
-        for queue in self._queues:
+        closing = [queue.aclose for queue in self._queues]
+        if self._post is not None:
+            closing.insert(0, self._post.aclose)
+        for close in closing:
             try:
-                await queue.aclose()
+                await close()
             except BuslineError as error:
                 log.warning("closing a consumer failed: %s", error, extra={"event": "close_failed"})
 

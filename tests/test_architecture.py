@@ -35,6 +35,7 @@ LAYERS = [
             "registry",
             "routes",
             "replies",
+            "catalog",
             "wheel",
             "references",
             "signatures",
@@ -57,7 +58,7 @@ LAYERS = [
             "executors",
             "running",
         }
-        | {"services", "settling", "handling", "slots", "worker", "dead_letters"},
+        | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
     ("façade", {"bus", "verbs", "router", "clients", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from busline.cli import handlers, logs, queues, verbs, worker
+from busline.cli import handlers, inspect, logs, queues, verbs, worker
 from busline.cli.demo import demo
 from busline.cli.dlq import dlq
 from busline.cli.exits import Exit, exit_for, legend
@@ -35,6 +35,10 @@ app.command()(handlers.handlers)
 app.command()(queues.queues)
 app.command()(queues.purge)
 app.add_typer(dlq)
+app.add_typer(inspect.inspect)
+app.command()(inspect.pause)
+app.command()(inspect.resume)
+app.command()(inspect.concurrency)
 app.command()(demo)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from busline.cli.describe import plan_of, served
+from busline.catalog import served
+from busline.cli.describe import plan_of
 from busline.cli.load import load_bus
 from busline.cli.terminal import show_json, show_table
 

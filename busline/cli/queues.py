@@ -13,6 +13,7 @@ from busline.bus import Bus
 from busline.cli.exits import Exit, Failure
 from busline.cli.terminal import say, show_json, show_table
 from busline.cli.verbs import Url
+from busline.control import PAUSED, RESERVED
 from busline.errors import ConfigurationError
 from busline.message import QueueSpec, QueueStats
 from busline.registry import DEAD_SUFFIX
@@ -37,7 +38,7 @@ def queues(
     async def look(transport: Transport, broker: Inspectable) -> None:
         stats = await broker.stats()
         await _check_known(transport, stats, names or ())
-        told = [_told(each, stats) for each in stats if not names or each.name in names]
+        told = [_told(each, stats) for each in stats if _is_shown(each.name, names or ())]
         if as_json:
             show_json(told)
         elif told:
@@ -78,6 +79,11 @@ def _inspect(url: str | None, act: Callable[[Transport, Inspectable], Awaitable[
     asyncio.run(run())
 
 
+def _is_shown(name: str, names: Sequence[str]) -> bool:
+    """Busline's own queues are shown only when they are named."""
+    return name in names if names else not name.startswith(RESERVED)
+
+
 async def _check_known(transport: Transport, stats: Sequence[QueueStats], names: Sequence[str]) -> None:
     """Raises QueueNotFound, and Failure for a queue that is there and that nobody of us has declared."""
     for name in sorted({*names} - {each.name for each in stats}):
@@ -98,13 +104,15 @@ def _told(stats: QueueStats, others: Sequence[QueueStats]) -> dict[str, Any]:
         "topics": sorted(stats.topics),
         "patterns": sorted(stats.patterns),
         "ephemeral": stats.ephemeral,
+        "paused": any(each.name == PAUSED + stats.name for each in others),
     }
 
 
 def _row(told: dict[str, Any]) -> list[str]:
     numbers = (told[name] for name in ("ready", "delayed", "leased", "consumers", "dead"))
     taken = ", ".join([*told["topics"], *told["patterns"]])
-    return [told["queue"], *(UNKNOWN if number is None else str(number) for number in numbers), taken]
+    name = f"{told['queue']} (paused)" if told["paused"] else told["queue"]
+    return [name, *(UNKNOWN if number is None else str(number) for number in numbers), taken]
 
 
 def _waiting(queue: str, stats: Sequence[QueueStats]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from busline.process import resident_memory
 
 MEMORY_PERIOD = 1.0
 """Seconds between two looks at the memory of a process that takes no messages."""
@@ -57,12 +55,3 @@ class Recycling:
         if not self._done:
             self._done = True
             self._retire(why)
-
-
-def resident_memory() -> int:
-    """Bytes of memory that this process occupies; where the system doesn't tell, the most that it ever did."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

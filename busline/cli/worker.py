@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from busline.bus import Bus
+from busline.catalog import served
 from busline.cli.board import Board
-from busline.cli.describe import plan_of, served, where
+from busline.cli.describe import plan_of, where
 from busline.cli.exits import Exit, Failure, exit_for
 from busline.cli.handlers import App
 from busline.cli.leaving import Leaving, patience
@@ -24,10 +25,12 @@ from busline.cli.lifeline import READY, RETIRING, Lifeline
 from busline.cli.load import load_bus
 from busline.cli.logs import Level, configure
 from busline.cli.probes import Probes
-from busline.cli.recycling import MEGABYTE, Recycling, resident_memory
+from busline.cli.recycling import MEGABYTE, Recycling
 from busline.cli.reporting import Direct, Reporter, metrics_of
 from busline.cli.supervisor import Supervisor
 from busline.cli.terminal import say, show_table
+from busline.process import resident_memory
+from busline.registry import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,9 @@ class Options:
     app: str
     concurrency: int
     processes: int
+    prefetch: int
+    queues: tuple[str, ...]
+    name: str | None
     drain_timeout: float
     block_timeout: float | None
     max_messages: int | None
@@ -51,7 +57,10 @@ class Options:
         given = {
             "--concurrency": self.concurrency,
             "--processes": self.processes,
-            "--drain-timeout": self.drain_timeout,
+            "--prefetch": self.prefetch,
+            "--queues": ",".join(self.queues) or None,
+            "--name": self.name,
+            "--shutdown-timeout": self.drain_timeout,
             "--block-timeout": self.block_timeout,
             "--max-messages-per-process": self.max_messages,
             "--max-memory-per-process": self.max_memory,
@@ -67,26 +76,71 @@ class Options:
         return [*shared, "worker", self.app, *words, *flags]
 
 
-Concurrency = Annotated[int, typer.Option(min=1, help="Messages at a time, per queue and process.")]
+Concurrency = Annotated[
+    int, typer.Option(min=1, envvar="BUSLINE_CONCURRENCY", help="Messages at a time, per queue and process.")
+]
 Processes = Annotated[
-    int, typer.Option(min=0, help="Worker processes; a dead one is replaced. 0: serve in this one, for debuggers.")
+    int,
+    typer.Option(
+        min=0,
+        envvar="BUSLINE_PROCESSES",
+        help="Worker processes; a dead one is replaced. 0: serve in this one, for debuggers.",
+    ),
+]
+Prefetch = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        envvar="BUSLINE_PREFETCH",
+        help="Messages that the broker may hand out per slot: above 1, some wait in a process that is busy.",
+    ),
+]
+Queues = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="BUSLINE_QUEUES",
+        metavar="QUEUE,…",
+        help="Serve only these, so that others are served elsewhere; * stands for anything.",
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(envvar="BUSLINE_NAME", show_default="service@host", help="What busline inspect calls this worker."),
 ]
 DrainTimeout = Annotated[
-    float, typer.Option(min=0.0, help="Seconds that running handlers have to finish when told to stop.")
+    float,
+    typer.Option(
+        "--shutdown-timeout",
+        "--drain-timeout",
+        min=0.0,
+        envvar="BUSLINE_SHUTDOWN_TIMEOUT",
+        help="Seconds that running handlers have to finish when told to stop.",
+    ),
 ]
 BlockTimeout = Annotated[
     float | None,
     typer.Option(
         min=0.0,
+        envvar="BUSLINE_BLOCK_TIMEOUT",
         show_default="half a lease, at most 5",
         help="Seconds without a turn of the event loop after which a process is replaced. 0: never.",
     ),
 ]
 MaxMessages = Annotated[
-    int | None, typer.Option(min=1, help="A process that has taken so many finishes them and is replaced.")
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="BUSLINE_MAX_MESSAGES_PER_PROCESS",
+        help="A process that has taken so many finishes them and is replaced.",
+    ),
 ]
 MaxMemory = Annotated[
-    int | None, typer.Option(min=1, help="A process that uses more MB finishes its work and is replaced.")
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="BUSLINE_MAX_MEMORY_PER_PROCESS",
+        help="A process that uses more MB finishes its work and is replaced.",
+    ),
 ]
 HealthPort = Annotated[
     int | None,
@@ -107,6 +161,9 @@ def worker(
     app: App,
     concurrency: Concurrency = 10,
     processes: Processes = 1,
+    prefetch: Prefetch = 1,
+    queues: Queues = None,
+    name: Name = None,
     drain_timeout: DrainTimeout = 25.0,
     block_timeout: BlockTimeout = None,
     max_messages_per_process: MaxMessages = None,
@@ -130,7 +187,8 @@ def worker(
     verbose = bool(context.parent and context.parent.params.get("verbose"))
     recycling = (max_messages_per_process, max_memory_per_process)
     reports = reports or health_port is not None
-    options = Options(app, concurrency, processes, drain_timeout, block_timeout, *recycling, level, verbose, reports)
+    where_and_who = (app, concurrency, processes, prefetch, _names(queues), name)
+    options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports)
     if lifeline is not None:  # the health port is its parent's
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
     board = Board(processes)
@@ -158,10 +216,12 @@ def _serve(options: Options, news: Lifeline | Direct, lifeline: int | None, *, a
     leaving = Leaving(options.drain_timeout, options.block_timeout)
     leaving.watch(lifeline)
     bus = load_bus(options.app)
-    plan_of(options.app, bus)
+    plan = plan_of(options.app, bus)
+    if options.queues:
+        plan = plan.only(options.queues)
     _check(options, bus)
     if announce:
-        _announce(options, bus)
+        _announce(options, bus, plan)
     try:
         return asyncio.run(_consume(options, bus, leaving, news))
     except asyncio.CancelledError:
@@ -191,6 +251,10 @@ async def _consume(options: Options, bus: Bus, leaving: Leaving, news: Lifeline 
             _beside(recycling.run(), "recycling"),
             bus.worker(
                 concurrency=options.concurrency,
+                prefetch=options.prefetch,
+                queues=options.queues or None,
+                name=options.name,
+                control=not bus.url.startswith("sqs:"),  # where a queue for each process costs time and money
                 drain_timeout=options.drain_timeout,
                 rate_share=1 / max(1, options.processes),
                 on_stuck=leaving.stuck,
@@ -228,10 +292,15 @@ def _retire(leaving: Leaving, news: Lifeline | Direct, why: str) -> None:
     leaving.retire(why)
 
 
-def _announce(options: Options, bus: Bus) -> None:
+def _names(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Queues, said by repeating the option or with commas."""
+    return tuple(name.strip() for each in given or () for name in each.split(",") if name.strip())
+
+
+def _announce(options: Options, bus: Bus, plan: Plan) -> None:
     say(f"busline {version('busline')} serves {options.app} at {where(bus)}")
     say(f"{options.concurrency} messages at a time per queue, in {_processes(options.processes)}")
-    rows = [(row.queue, row.topic, row.kind, row.function, row.retry) for row in served(plan_of(options.app, bus))]
+    rows = [(row.queue, row.topic, row.kind, row.function, row.retry) for row in served(plan)]
     show_table(("QUEUE", "TAKES", "KIND", "FUNCTION", "RETRY"), rows)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from busline.testing import (
     checks_bus_calls,
+    checks_bus_control,
     checks_bus_events,
     checks_bus_jobs,
     checks_bus_limits,
@@ -21,6 +22,6 @@ def all_bus_checks() -> Sequence[BusCheck]:
     """Every `check_…` of the bus modules, in the order in which they stand there."""
     modules = (
         *(checks_bus_calls, checks_bus_jobs, checks_bus_events, checks_bus_workers),
-        *(checks_bus_semantics, checks_bus_limits),
+        *(checks_bus_semantics, checks_bus_limits, checks_bus_control),
     )
     return [value for module in modules for name, value in vars(module).items() if name.startswith("check_")]

@@ -44,7 +44,8 @@ def test_queues_are_told_to_programs(busy: Folder) -> None:
     told = listed(busy)
     counts = {"ready": 2, "delayed": 1, "leased": 1, "consumers": 1, "dead": 1}
     topics = ["add", "block", "disconnect", "fail", "hold", "stuck"]
-    assert told["work"] == {"queue": "work", **counts, "topics": topics, "patterns": [], "ephemeral": False}
+    flags = {"ephemeral": False, "paused": False}
+    assert told["work"] == {"queue": "work", **counts, "topics": topics, "patterns": [], **flags}
     assert told["work.on_user"]["patterns"] == ["user.*"]
     assert told["work.dead"]["dead"] is None
     assert list(listed(busy, "work.dead", "work")) == ["work", "work.dead"]

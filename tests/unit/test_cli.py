@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from busline.catalog import served
 from busline.cli import load
 from busline.cli.app import run, split
-from busline.cli.describe import plan_of, served
+from busline.cli.describe import plan_of
 from busline.cli.exits import Exit, Failure, exit_for, legend
 from busline.cli.logs import EventFormatter
 from busline.cli.supervisor import BackOff

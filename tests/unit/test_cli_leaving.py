@@ -13,8 +13,9 @@ import pytest
 
 from busline.cli.exits import Exit
 from busline.cli.leaving import Leaving, default_block_timeout
-from busline.cli.recycling import MEGABYTE, Recycling, resident_memory
+from busline.cli.recycling import MEGABYTE, Recycling
 from busline.cli.watchdog import Pulse
+from busline.process import resident_memory
 from busline.worker import Worker
 
 

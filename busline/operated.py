@@ -1,0 +1,259 @@
+"""A worker process's side of the control plane: it answers questions, and does what an operator asks for.
+
+It has a queue and a consumer of its own, so a worker whose slots are all taken answers, and one that drains does too,
+until it has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from typing import Any, Literal
+
+from busline.catalog import served
+from busline.codec import decode, encode
+from busline.control import ANSWER, ASK, EVER_PAUSED, PAUSED, POST, Answer, is_recorded
+from busline.errors import BuslineError, CodecError, ConfigurationError, TransportClosed, TransportError
+from busline.message import Delivery, Message, QueueSpec, ToQueue
+from busline.process import resident_memory
+from busline.registry import Plan
+from busline.services import Services
+from busline.slots import QueueSlots
+from busline.telemetry import log
+from busline.transports.base import Consumer
+from busline.wire import text_of
+
+BACK_OFF = (0.1, 5.0)
+"""First and longest pause between attempts to be reachable again, seconds."""
+LOOK_AGAIN = 60.0
+"""Seconds after which a process reads again which queues are paused: it may have missed to be told."""
+OPERATOR = "operator"
+"""The reason of a gate that an operator has closed."""
+
+State = Literal["starting", "serving", "draining"]
+
+
+class Post:
+    """Made by the bus when a worker starts that is to be reached; `needed` refuses to start where that cannot be."""
+
+    def __init__(self, plan: Plan, services: Services, *, name: str | None, instance: str, needed: bool) -> None:
+        self._plan = plan
+        self._services = services
+        self._transport = services.transport
+        self._instance = instance
+        self._needed = needed
+        self._service = plan.service
+        self._host = socket.gethostname()
+        self._name = name or f"{plan.service or 'worker'}@{self._host}"
+        self._started_at = services.clock.time()
+        self._queue = POST + instance
+        self._queues: Sequence[QueueSlots] = ()
+        self._state: Callable[[], State] = lambda: "starting"
+        self._consumer: Consumer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def prepare(self, queues: Sequence[QueueSlots], state: Callable[[], State]) -> None:
+        """Before anything is taken: close the gates of the queues that an operator has paused. Raises
+        ConfigurationError if this process is to be reached and cannot be."""
+        self._queues, self._state = queues, state
+        await self._keep_to_the_record()
+        if self._needed:
+            await self._attach()
+
+    def start(self) -> None:
+        """Be reachable from now on, beside the work."""
+        for run in (self._run, self._look_again):
+            self._tasks.append(asyncio.create_task(run(), name="busline control"))
+
+    async def aclose(self) -> None:
+        """Answer no more. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        if self._consumer is not None:
+            await self._consumer.aclose()
+            await self._transport.detach(self._queue, delete=True)
+            self._consumer = None
+
+    # -- being reachable ----------------------------------------------------------------------------------------
+
+    async def _attach(self) -> None:
+        spec = QueueSpec(self._queue, "busline", patterns=frozenset({ASK}), ephemeral=True)
+        limits = await self._transport.attach(spec)
+        if not limits.fanout:
+            await self._transport.detach(self._queue, delete=True)
+            raise ConfigurationError(
+                f"{self._transport.where} cannot reach several processes with one message, which control=True needs; "
+                "on SQS that takes SNS topics"
+            )
+        if self._consumer is not None:
+            await self._consumer.aclose()
+        self._consumer = await self._transport.consume(self._queue, slots=1)
+
+    async def _run(self) -> None:
+        pause, longest = BACK_OFF
+        while True:
+            try:
+                if self._consumer is None:
+                    await self._attach()
+                pause, _ = BACK_OFF
+                await self._answer_all()
+            except TransportClosed:
+                return
+            except ConfigurationError as error:  # it works without: what it serves matters more than being asked
+                log.warning("this process cannot be inspected: %s", error, extra={"event": "control_off"})
+                return
+            except TransportError as error:
+                log.info(
+                    "this process cannot be inspected, again in %.1f s: %s",
+                    *(pause, error),
+                    extra={"event": "control_lost"},
+                )
+                await self._leave_consumer()
+            await asyncio.sleep(pause)
+            pause = min(longest, pause * 2)
+
+    async def _leave_consumer(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            try:
+                await consumer.aclose()
+            except TransportError as error:
+                log.debug("closing the control consumer failed: %s", error)
+
+    async def _answer_all(self) -> None:
+        consumer = self._consumer
+        assert consumer is not None
+        while True:
+            for delivery in await consumer.receive(1):
+                await consumer.ack(delivery)
+                await self._answer(delivery)
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            try:
+                await self._keep_to_the_record()
+            except TransportError as error:
+                log.info("whether a queue is paused could not be read: %s", error, extra={"event": "control_lost"})
+
+    async def _keep_to_the_record(self, only: str | None = None) -> None:
+        """Close and open the operator's gates as it is on record at the broker."""
+        now = self._services.clock.time()
+        if not await is_recorded(self._transport, EVER_PAUSED, now):
+            return
+        for queue in self._queues:
+            spec = queue.plan.spec
+            if not spec.ephemeral and only in (None, spec.name):
+                paused = await is_recorded(self._transport, PAUSED + spec.name, now)
+                await queue.operate(OPERATOR, "an operator has paused it" if paused else None)
+
+    # -- answering ----------------------------------------------------------------------------------------------
+
+    async def _answer(self, delivery: Delivery) -> None:
+        """Whatever is wrong with a question, the next one is answered."""
+        message = delivery.message
+        try:
+            asked = decode(message.body)
+            if not isinstance(asked, dict) or not self._is_meant(asked.get("worker")):
+                return
+            data = await self._data(asked)
+            if data is not None:
+                answer = Message(ANSWER, self._body(data), correlation_id=message.correlation_id)
+                await self._transport.send(ToQueue(str(asked["answers"])), answer)
+        except TransportClosed:
+            raise
+        except (BuslineError, CodecError, KeyError, TypeError, ValueError) as error:
+            # Often who asked has gone: a process that was stopped for a while finds old questions.
+            log.debug("a question could not be answered: %s", text_of(error), extra={"event": "control_unanswered"})
+
+    def _is_meant(self, worker: object) -> bool:
+        if worker is None:
+            return True
+        return any(fnmatchcase(name, str(worker)) for name in (self._name, f"{self._name}/{os.getpid()}"))
+
+    async def _data(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What is answered; None if this process has nothing to say to it."""
+        match asked["verb"]:
+            case "ping":
+                return {}
+            case "active":
+                return {"messages": self._active()}
+            case "stats":
+                return self._stats()
+            case "handlers":
+                return {"handlers": [asdict(row) for row in served(self._plan)]}
+            case "gates" | "concurrency" as verb:
+                return await self._operate(verb, str(asked["queue"]), asked.get("number"))
+            case other:
+                raise ValueError(f"{other!r} is nothing that this version of busline can be asked")
+
+    async def _operate(self, verb: str, name: str, number: int | None) -> dict[str, Any] | None:
+        queue = next((queue for queue in self._queues if queue.plan.spec.name == name), None)
+        if queue is None:
+            return None
+        if verb == "gates":  # what is on record counts, so that an order that comes late does no harm
+            await self._keep_to_the_record(name)
+        elif isinstance(number, int) and number >= 1:
+            await queue.set_count(number)
+            self._services.threads.total_tokens = max(1, sum(each.count for each in self._queues))
+        return {"queue": name, **_told(queue)}
+
+    def _active(self) -> list[dict[str, Any]]:
+        now = self._services.clock.time()
+        return [
+            {
+                "queue": work.delivery.queue,
+                "topic": work.delivery.message.topic,
+                "id": work.envelope.id,
+                "attempt": work.envelope.attempt,
+                "deliveries": work.delivery.deliveries,
+                "seconds": round(now - work.began_at, 3),
+            }
+            for queue in self._queues
+            for work in queue.works
+        ]
+
+    def _stats(self) -> dict[str, Any]:
+        health = self._transport.health()
+        return {
+            "counters": asdict(self._services.telemetry.stats),
+            "queues": {queue.plan.spec.name: _told(queue) for queue in self._queues},
+            "memory_bytes": resident_memory(),
+            "cpu_seconds": round(time.process_time(), 3),
+            "transport": {"where": self._transport.where, "status": health.status, "detail": health.detail},
+        }
+
+    def _body(self, data: dict[str, Any]) -> bytes:
+        answer = Answer(
+            worker=self._name,
+            pid=os.getpid(),
+            host=self._host,
+            service=self._service,
+            instance=self._instance,
+            version=version("busline"),
+            state=self._state(),
+            started_at=self._started_at,
+            at=self._services.clock.time(),
+            data=data,
+        )
+        told = asdict(answer)
+        del told["asked_at"], told["received_at"]
+        return encode(told)
+
+
+def _told(queue: QueueSlots) -> dict[str, Any]:
+    return {
+        "concurrency": queue.count,
+        "running": queue.running,
+        "taken": queue.taken,
+        "paused": list(queue.gate.reasons.values()),
+    }
