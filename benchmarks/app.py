@@ -20,7 +20,7 @@ class Payload(BaseModel):
 
     number: int
     customer: str = "c0ffee00-1234-5678-9abc-def012345678"
-    items: list[str] = ["first article", "second article", "third article"]
+    items: tuple[str, ...] = ("first article", "second article", "third article")
     note: str = "deliver to the back door, please"
     paid: bool = True
 

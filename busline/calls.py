@@ -34,9 +34,9 @@ AGAIN = (0.05, 1.0)
 @dataclass(slots=True, eq=False)
 class _Pending:
     reply: asyncio.Future[Message]
-    state: CallState = "queued"
-    sender: asyncio.Task[object] | None = None
+    sender: asyncio.Task[object] | None
     """The caller's task while it hands the call to the transport, which the deadline must be able to interrupt."""
+    state: CallState = "queued"
     interrupted: bool = False
     """Its sender was cancelled by us; `reply` is done."""
 
@@ -62,7 +62,7 @@ class Calls:
         self._clock = clock
         self._telemetry = telemetry
         self._pending: dict[str, _Pending] = {}
-        self._wheel: Wheel[str] = Wheel(clock, self._on_deadline)
+        self._wheel: Wheel[_Pending] = Wheel(clock, _expire)
         self._inbox: Inbox | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -88,34 +88,31 @@ class Calls:
         any more, and what sending raises. `timeout` is what the caller asked for, for the error's text."""
         if self._closed:
             raise TransportClosed("the bus is closed")
+        task = asyncio.current_task()
+        assert task is not None, "an event loop runs tasks"
+        cancelling = task.cancelling()
         key = message.correlation_id = new_id()
-        ticket = self._wheel.add(key, deadline)
-        pending = self._pending[key] = _Pending(asyncio.get_running_loop().create_future())
+        pending = _Pending(task.get_loop().create_future(), task)
+        ticket = self._wheel.add(pending, deadline)
+        self._pending[key] = pending
         try:
-            await self._send(to, message, pending)
+            try:  # Sending ends also when it was interrupted: then there is an end to the call in `pending.reply`.
+                inbox = self._inbox or await self._open()
+                await inbox.send(to, message)
+            except asyncio.CancelledError:
+                # Ours and the caller's own may arrive as one; his must never be taken for ours.
+                if not pending.interrupted or task.cancelling() > cancelling + 1:
+                    raise
+            finally:
+                pending.sender = None
+                if pending.interrupted:
+                    task.uncancel()
             return await pending.reply
         except _Expired:
             raise CallTimeout(message.topic, timeout, pending.state, self._transport.where) from None
         finally:
             del self._pending[key]
-            self._wheel.discard(key, ticket)
-
-    async def _send(self, to: Destination, message: Message, pending: _Pending) -> None:
-        """Returns when it is sent, and when it was interrupted: then there is an end to the call in `pending.reply`."""
-        task = pending.sender = asyncio.current_task()
-        assert task is not None, "an event loop runs tasks"
-        cancelling = task.cancelling()
-        try:
-            inbox = self._inbox or await self._open()
-            await inbox.send(to, message)
-        except asyncio.CancelledError:
-            # Ours and the caller's own may arrive as one; his must never be taken for ours.
-            if not pending.interrupted or task.cancelling() > cancelling + 1:
-                raise
-        finally:
-            pending.sender = None
-            if pending.interrupted:
-                task.uncancel()
+            self._wheel.discard(pending, ticket)
 
     async def _open(self) -> Inbox:
         async with self._opening:
@@ -149,16 +146,15 @@ class Calls:
         else:
             pending.reply.set_result(message)
 
-    def _on_deadline(self, key: str) -> None:
-        pending = self._pending.get(key)
-        if pending is not None:
-            pending.interrupt(_Expired())
-
     def _on_lost(self) -> None:
         for pending in self._pending.values():
             pending.fail(ReplyLost("the way back was lost; the handler may have run"))
         if self._pending:
             log.warning("%d calls lost their way back", len(self._pending), extra={"event": "replies_lost"})
+
+
+def _expire(pending: _Pending) -> None:
+    pending.interrupt(_Expired())
 
 
 class _Expired(Exception):

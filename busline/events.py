@@ -27,6 +27,8 @@ REMEMBERED = 10_000
 """Kinds and topics of events that are known to reach nobody; beyond, all are tried anew."""
 CLOSING = 5.0
 """Seconds that publishing what waits may take when the bus is closed."""
+ORDINARY = ("event.received", "event.started", "event.succeeded")
+"""What is told of a message that is simply handled."""
 BACKLOG = 10_000
 """Events that wait to be published; beyond, the oldest are dropped and counted."""
 
@@ -34,15 +36,20 @@ BACKLOG = 10_000
 class Events:
     """Publishes what happens to messages. One per open bus; `aclose` lets what waits leave first."""
 
-    __slots__ = ("_backlog", "_deaf_until", "_now", "_task", "_transport", "dropped")
+    __slots__ = ("_backlog", "_deaf_until", "_now", "_quiet", "_task", "_transport", "dropped")
 
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
         self._backlog: deque[tuple[tuple[str, str], Message]] = deque(maxlen=BACKLOG)
         self._now = clock.time
         self._deaf_until: dict[tuple[str, str], float] = {}
+        self._quiet: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
+
+    def unheard(self, topic: str) -> bool:
+        """Nobody listens to what a worker tells of each message of `topic`: received, started, succeeded."""
+        return self._quiet.get(topic, 0.0) > self._now()
 
     def emit(self, kind: str, topic: str, envelope: Envelope, **fields: Any) -> None:
         """`kind` ("event.started", "fault", …) happened to a message of `topic`; our own topics are left out."""
@@ -72,9 +79,15 @@ class Events:
                 log.info("an event could not be published: %s", text_of(error), extra={"event": "event_lost"})
                 heard = False
             if not heard:
-                if len(self._deaf_until) >= REMEMBERED:
-                    self._deaf_until.clear()
-                self._deaf_until[key] = self._now() + DEAF
+                self._remember(key)
+
+    def _remember(self, key: tuple[str, str]) -> None:
+        deaf, topic = self._deaf_until, key[1]
+        if len(deaf) >= REMEMBERED:
+            deaf.clear()
+            self._quiet.clear()
+        deaf[key] = self._now() + DEAF
+        self._quiet[topic] = min(deaf.get((kind, topic), 0.0) for kind in ORDINARY)
 
     async def aclose(self) -> None:
         """Publish what waits, as far as the broker takes it within `CLOSING` seconds. Idempotent."""

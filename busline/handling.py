@@ -56,6 +56,7 @@ class Handling:
         self._now = services.clock.time
         self._telemetry = services.telemetry
         self._emit = services.events.emit
+        self._unheard = services.events.unheard
         self._gate = gate
         self._first_seen: OrderedDict[str, float] = OrderedDict()
         breaker = plan.options.breaker
@@ -87,7 +88,8 @@ class Handling:
         else:
             if self._telemetry.observer is not None:
                 self._telemetry.observer.received(delivery, envelope)
-            self._emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
+            if not self._unheard(delivery.message.topic):
+                self._emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
             admitted = outcome.admit(delivery, envelope, self._terms, now=now)
             work = admitted or self._begin(delivery, envelope, consumer, now)
             if isinstance(work, Work):
@@ -146,7 +148,8 @@ class Handling:
             if not await self._settlement.acked(work):
                 return
         while True:
-            self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
+            if not self._unheard(delivery.message.topic):
+                self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
             effects = await self._run(work, slot)
             if not effects or type(effects[0]) is not RunAgain:
                 break
@@ -170,7 +173,8 @@ class Handling:
         self._end_span(work, "succeeded")
         if self._window is not None:
             self._record(self._window, failed=False)
-        self._emit("event.succeeded", work.delivery.message.topic, work.envelope)
+        if not self._unheard(work.delivery.message.topic):
+            self._emit("event.succeeded", work.delivery.message.topic, work.envelope)
         return outcome.succeeded(work.delivery, body)
 
     def _failed(self, work: Work, error: BaseException) -> Effects:

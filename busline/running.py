@@ -19,6 +19,9 @@ from busline.executors import ThreadRun, run_in_process
 from busline.services import Alarm, Services
 from busline.work import Why, Work
 
+LONG_CALL = 1.0
+"""Seconds after which the caller of a call that still runs is told that it has been started."""
+
 
 class Cancellable(Protocol):
     """The slot in which a handler runs."""
@@ -35,15 +38,16 @@ class Runner:
         self._now = services.clock.time
         self._alarms = services.alarms
         self._threads = services.threads
-        self._notify = services.notify
         self._telemetry = services.telemetry
         self._before = services.before
+        self._notices = services.notices
 
     async def run(self, work: Work, slot: Cancellable) -> bytes:
         """The JSON of what the handler returned; null where nobody waits for it. Raises what the handler raises."""
         handler, message = work.handler, work.delivery.message
         binding = handler.binding
-        alarms = self._set_alarms(work, slot)
+        notice = self._set_notice(work) if message.reply_to is not None else 0
+        alarms = self._set_limits(work, slot) if handler.limited else ()
         try:
             # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
             variables = copy_context()
@@ -66,19 +70,24 @@ class Runner:
                 result = await drive
             return NULL if message.reply_to is None else encode(result)
         finally:
+            # What the drive runs knows the work through its context: a circle, which only the garbage collector ends.
+            work.drive = None
+            if notice:
+                self._notices.discard(work.delivery, notice)
             for alarm, ticket in alarms:
                 self._alarms.discard(alarm, ticket)
 
-    def _set_alarms(self, work: Work, slot: Cancellable) -> list[tuple[Alarm, int]]:
-        alarms: list[tuple[Alarm, int]] = []
-        now, deadline = self._now(), work.envelope.deadline
-        if deadline is not None and work.delivery.message.reply_to is not None:
-            notice = partial(self._notify, work.delivery)
-            alarms.append((notice, self._alarms.add(notice, now + min(1.0, (deadline - now) / 2))))
-        if work.handler.limited:
-            for limit, alarm in _limits(work, slot):
-                alarms.append((alarm, self._alarms.add(alarm, now + limit)))
-        return alarms
+    def _set_notice(self, work: Work) -> int:
+        """Tell the caller of a call that goes on that it has been started; 0 for one that waits without a deadline."""
+        deadline = work.envelope.deadline
+        if deadline is None:
+            return 0
+        now = self._now()
+        return self._notices.add(work.delivery, now + min(LONG_CALL, (deadline - now) / 2))
+
+    def _set_limits(self, work: Work, slot: Cancellable) -> list[tuple[Alarm, int]]:
+        now = self._now()
+        return [(alarm, self._alarms.add(alarm, now + limit)) for limit, alarm in _limits(work, slot)]
 
 
 async def call_apart(call: Callable[[], Any], context: Context, is_async: bool, threads: CapacityLimiter) -> None:

@@ -45,10 +45,10 @@ class Services:
     events: Events
     settings: Settings
     alarms: Wheel[Alarm]
-    """Time limits, and calls whose callers should be told after a while that they have been started."""
+    """Time limits."""
+    notices: Wheel[Delivery]
+    """Calls whose callers should be told after a while that they have been started."""
     threads: CapacityLimiter
-    notify: Callable[[Delivery], None]
-    """Tell the caller that its call has been started."""
     on_stuck: Callable[[str], None]
     """A handler cannot be ended: its process should be replaced."""
     on_message: Callable[[], None] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,7 @@ from busline.codec import encode
 from busline.context import CURRENT
 from busline.errors import CallTimeout, MessageTooLarge, NoHandler, TransportClosed
 from busline.events import Events
-from busline.message import Job, Message, ToQueue
+from busline.message import Destination, Job, Message, ToQueue
 from busline.observing import Kind
 from busline.outbox import Departure
 from busline.references import References
@@ -46,6 +46,10 @@ from busline.wire import Envelope, new_id
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+Asking = Callable[..., Awaitable[Message]]
+"""`Calls.ask`, or something around it."""
 
 
 @dataclass(slots=True)
@@ -155,8 +159,7 @@ class Verbs(Router):
         envelope.deadline, envelope.key = deadline, idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
         session.events.emit("event.sent", topic, envelope)
-        ask = self._ask if self._telemetry.observer is None else partial(self._ask_observed, envelope)
-        reply = await ask(request, queue, timeout, deadline, again=idempotency_key is not None)
+        reply = await self._ask(request, envelope, queue, timeout, deadline)
         return result_of(reply, topic, returns, self._errors, session.transport.where)
 
     @overload
@@ -323,30 +326,52 @@ class Verbs(Router):
             departure.on_left = partial(observer.sent, observer.sending(kind, departure.message, envelope, queue))
         return departure
 
+    def _ask(
+        self, request: Message, envelope: Envelope, queue: str | None, timeout: float, deadline: float
+    ) -> Awaitable[Message]:
+        calls = self._open_session.calls
+        ask: Asking = calls.ask if envelope.key is None else calls.ask_again
+        to, fallback = self._routes.to(request.topic, queue), self._routes.fallback
+        if fallback is not None and type(to) is not ToQueue:
+            ask = partial(self._ask_owner, ask, fallback)
+        if self._telemetry.observer is not None:
+            ask = partial(self._ask_observed, ask, envelope, queue)
+        return ask(to, request, timeout=timeout, deadline=deadline)
+
     async def _ask_observed(
-        self, envelope: Envelope, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool
+        self,
+        ask: Asking,
+        envelope: Envelope,
+        queue: str | None,
+        to: Destination,
+        request: Message,
+        *,
+        timeout: float,
+        deadline: float,
     ) -> Message:
         observer = self._telemetry.observer
         assert observer is not None, "the caller has looked"
         began = observer.calling(request, envelope, queue)
         try:
-            reply = await self._ask(request, queue, timeout, deadline, again=again)
+            reply = await ask(to, request, timeout=timeout, deadline=deadline)
         except BaseException as error:
             observer.called(began, None, error)
             raise
         observer.called(began, reply, None)
         return reply
 
-    async def _ask(
-        self, request: Message, queue: str | None, timeout: float, deadline: float, *, again: bool
+    async def _ask_owner(
+        self,
+        ask: Asking,
+        fallback: str,
+        to: Destination,
+        request: Message,
+        *,
+        timeout: float,
+        deadline: float,
     ) -> Message:
-        calls = self._open_session.calls
-        ask = calls.ask_again if again else calls.ask
-        to = self._routes.to(request.topic, queue)
-        fallback = self._routes.fallback
+        """As `ask`, or where nobody owns the topic, of the queue of the fallback."""
         try:
             return await ask(to, request, timeout=timeout, deadline=deadline)
         except NoHandler:
-            if isinstance(to, ToQueue) or fallback is None:
-                raise
-        return await ask(ToQueue(fallback), request, timeout=timeout, deadline=deadline)
+            return await ask(ToQueue(fallback), request, timeout=timeout, deadline=deadline)

@@ -52,7 +52,7 @@ class Worker:
         rate_share: float = 1.0,
         post: Post | None = None,
     ) -> None:
-        services.notify = self._announce
+        services.notices = Wheel(services.clock, self._announce)
         services.alarms = Wheel(services.clock, _ring)
         self._queues = [
             QueueSlots(
@@ -245,6 +245,7 @@ class Worker:
 
     async def _close(self) -> None:
         self._services.alarms.close()
+        self._services.notices.close()
         closing = [queue.aclose for queue in self._queues]
         if self._post is not None:
             closing.insert(0, self._post.aclose)

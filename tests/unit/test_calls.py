@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from busline.calls import Calls
+from busline.calls import _expire as expire
 from busline.errors import CallTimeout, CodecError, ConnectionLost, ReplyLost, TransportClosed
 from busline.message import Destination, Message, ToTopic
 from busline.telemetry import Telemetry
@@ -347,8 +348,8 @@ async def test_a_caller_cancelled_at_the_very_deadline_is_cancelled(
     """While a call is being sent both arrive as one CancelledError; the owner's must not get lost in it."""
     stage(caller)
     task = await caller.start()
-    (key,) = caller.calls._pending
-    for cancel in [lambda: caller.calls._on_deadline(key), task.cancel][:: 1 if first == "deadline" else -1]:
+    (pending,) = caller.calls._pending.values()
+    for cancel in [lambda: expire(pending), task.cancel][:: 1 if first == "deadline" else -1]:
         cancel()
     result = await outcome(task)
     assert result == "cancelled"
@@ -463,9 +464,9 @@ async def test_a_scope_cancelled_at_the_very_deadline_leaves_a_healthy_task(call
 
     task = asyncio.create_task(scoped(), name="caller")
     await settle()
-    (key,) = caller.calls._pending
+    (pending,) = caller.calls._pending.values()
     cancels: list[Callable[[], None]] = [
-        lambda: caller.calls._on_deadline(key),
+        lambda: expire(pending),
         cast("anyio.CancelScope", seen[0]).cancel,
     ]
     for cancel in cancels[:: 1 if first == "deadline" else -1]:
@@ -590,8 +591,8 @@ async def test_closing_ends_every_call_wherever_it_is(caller: Caller, stage: Cal
 async def test_closing_at_the_very_deadline_interrupts_only_once(caller: Caller) -> None:
     clogged_send(caller)
     task = await caller.start()
-    (key,) = caller.calls._pending
-    caller.calls._on_deadline(key)
+    (pending,) = caller.calls._pending.values()
+    expire(pending)
     await caller.calls.close()
     assert isinstance(await outcome(task), CallTimeout)
     assert task.cancelling() == 0
@@ -614,7 +615,11 @@ async def test_what_was_never_used_can_be_closed(caller: Caller) -> None:
 
 
 async def test_a_deadline_that_strikes_after_the_end_of_its_call_is_nothing(caller: Caller) -> None:
-    caller.calls._on_deadline("nobody")
+    task = await caller.start()
+    (pending,) = caller.calls._pending.values()
+    caller.line.answer(b"1")
+    expire(pending)
+    assert await outcome(task) == b"1"
     assert len(caller.calls) == 0
 
 

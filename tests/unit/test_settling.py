@@ -143,7 +143,7 @@ class Scene:
             settings=Settings(10**6, 20, 10.0, 5.0),
             alarms=Wheel(self.clock, lambda alarm: alarm()),
             threads=CapacityLimiter(1),
-            notify=lambda delivery: None,
+            notices=Wheel(self.clock, lambda delivery: None),
             on_stuck=lambda what: None,
         )
 

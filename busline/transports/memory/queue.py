@@ -25,11 +25,12 @@ SPREAD = 4
 
 def copy(message: Message) -> Message:
     """Nothing that one side changes afterwards is seen by the other."""
+    headers = message.headers
     return Message(
         message.topic,
         message.body,
         message.meta,
-        dict(message.headers),
+        dict(headers) if headers else {},
         message.correlation_id,
         message.reply_to,
         message.priority,
@@ -107,7 +108,7 @@ class Ready:
     __slots__ = ("_lanes", "_random", "size")
 
     def __init__(self, random: Callable[[], float]) -> None:
-        self._lanes: dict[int, deque[Stored]] = {}
+        self._lanes: dict[int, deque[Stored]] = {0: deque()}
         self._random = random
         self.size = 0
 
@@ -129,7 +130,8 @@ class Ready:
 
     def pop(self) -> Stored:
         """One of the first few of the highest priority. There must be one."""
-        lane = next(filter(None, self._lanes.values()))
+        lanes = self._lanes
+        lane = lanes[0] if len(lanes) == 1 else next(filter(None, lanes.values()))
         self.size -= 1
         if len(lane) == 1:
             return lane.pop()
@@ -232,16 +234,20 @@ class Queue:
 
     def claim(self, share: Share, most: int) -> list[Delivery]:
         """Lease to `share` what it may have now; maybe nothing."""
-        self.expire()
+        if self._next_end < inf:
+            self.expire()
         return self._lease_out(share, most)
 
     def _lease_out(self, share: Share, most: int) -> list[Delivery]:
-        number = min(most, share.room, self._ready.size)
-        if number <= 0:
+        ready = self._ready
+        if not ready.size or share.room <= 0:
             return []
         until = self._clock.time() + self._lease
-        self._alarm.at(until)
-        return [self._hand_out(self._ready.pop(), share, until) for _ in range(number)]
+        if until < self._alarm.due:
+            self._alarm.at(until)
+        if most == 1:
+            return [self._hand_out(ready.pop(), share, until)]
+        return [self._hand_out(ready.pop(), share, until) for _ in range(min(most, share.room, ready.size))]
 
     def _hand_out(self, stored: Stored, share: Share, until: float) -> Delivery:
         if self._mortal:
@@ -280,7 +286,8 @@ class Queue:
             self.release(*future.result())
 
     def _dispatch(self) -> None:
-        self.expire()
+        if self._next_end < inf:
+            self.expire()
         while self._ready.size and (waiter := self._next_waiter()):
             waiter.future.set_result(self._lease_out(waiter.share, waiter.most))
 
@@ -308,7 +315,8 @@ class Queue:
                 delivery.receipt = None
             else:
                 ours = False
-        self.dispatch()
+        if self._waiters and self._ready.size:
+            self._dispatch()
         return ours
 
     def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
