@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
+from importlib import import_module
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from anyio import CapacityLimiter
 
@@ -20,6 +22,7 @@ from busline.operated import Post
 from busline.registry import Plan
 from busline.retry import Retry
 from busline.services import Services, Settings
+from busline.sync import SyncBus
 from busline.telemetry import Stats, log
 from busline.topics import check_topic
 from busline.transports import from_url
@@ -213,6 +216,36 @@ class Bus(Verbs):
         if not (control if self._control is None else self._control):
             return None
         return Post(plan, services, name=name, instance=self._instance, needed=self._control is True)
+
+    # -- within other programs ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[dict[str, Any]]:
+        """`FastAPI(lifespan=bus.lifespan)`: open while the application runs, and in `request.state.bus`.
+
+        For any ASGI application whose server runs lifespans; busline.integrations.fastapi has more.
+        """
+        async with self:
+            yield {"bus": self}
+
+    def setup(self, app: Any, **options: Any) -> None:
+        """`bus.setup(app)`: open while the aiohttp application runs, its errors answered as 503 and 504.
+
+        The options are those of busline.integrations.aiohttp.setup. Raises ConfigurationError without aiohttp.
+        """
+        import_module("busline.integrations.aiohttp").setup(self, app, **options)
+
+    def sync(self) -> SyncBus:
+        """The same verbs for code that does not await, by one event loop in a thread, which starts when first used.
+
+        Raises ConfigurationError for a bus that was given a transport instead of a URL, as one transport cannot serve
+        two event loops.
+        """
+        if self._url is not None and not isinstance(self._url, str):
+            raise ConfigurationError("bus.sync() needs a bus that was given a URL, to connect by itself")
+        apart = copy(self)
+        apart._session, apart._workers = None, []
+        return SyncBus(apart)
 
     def _services(
         self, session: Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -43,6 +44,7 @@ from busline.telemetry import Telemetry
 from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id
+from busline.within import BOUND, Bound, bounded
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -135,9 +137,9 @@ class Verbs(Router):
         `topic` is its name, a Topic, or the function that handles it on this bus, whose annotations then say what it
         takes and returns.
 
-        Inside a handler the time is also bounded by what is left of the message's own deadline. The result is plain
-        JSON data, or of the type `returns` (or the Topic's or the function's), and is None only if the handler
-        returned it.
+        Inside a handler the time is also bounded by what is left of the message's own deadline, and inside
+        `bus.within(...)` by what is left of that. The result is plain JSON data, or of the type `returns` (or the
+        Topic's or the function's), and is None only if the handler returned it.
 
         `idempotency_key` says that handling the call twice does no harm: if the way back is lost, it is asked again,
         with the same id and key, until its deadline. The handler finds the key in its context.
@@ -275,6 +277,12 @@ class Verbs(Router):
         """
         return client_of(self, service, prefix, options)
 
+    def within(self, timeout: float) -> AbstractContextManager[Bound]:
+        """`with bus.within(2.0):` bounds all calls of the block together: each waits at most for what is left of
+        `timeout` seconds. Blocks may be nested; the earliest end counts. Tasks that are started in the block are
+        bounded until it has ended. Raises ConfigurationError for what is not a positive number of seconds."""
+        return bounded(self._clock.time() + check_seconds("timeout", timeout))
+
     # -- behind the verbs ---------------------------------------------------------------------------------------
 
     def _refer(self, topic: Topic[Any, Any] | Handler, payload: object) -> tuple[str, Any]:
@@ -313,11 +321,13 @@ class Verbs(Router):
 
     def _deadline(self, topic: str, timeout: float | None, now: float) -> tuple[float, float]:
         timeout = check_seconds("timeout", self._call_timeout if timeout is None else timeout)
-        cause = CURRENT.get()
+        cause, bound = CURRENT.get(), BOUND.get()
         if cause is not None and cause.deadline is not None:
             timeout = min(timeout, cause.deadline - now)
-            if timeout <= 0:
-                raise CallTimeout(topic, 0.0, "queued", self._open_session.transport.where)
+        if bound is not None:
+            timeout = min(timeout, bound.until - now)
+        if timeout <= 0:
+            raise CallTimeout(topic, 0.0, "queued", self._open_session.transport.where)
         return timeout, now + timeout
 
     def _observed(self, kind: Kind, departure: Departure, envelope: Envelope, queue: str | None = None) -> Departure:

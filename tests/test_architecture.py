@@ -39,6 +39,7 @@ LAYERS = [
             "wheel",
             "references",
             "signatures",
+            "within",
         }
         | {"transports", "stores"},
     ),
@@ -60,7 +61,7 @@ LAYERS = [
         }
         | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
-    ("façade", {"bus", "verbs", "router", "clients", ""}),
+    ("façade", {"bus", "verbs", "router", "clients", "sync", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
@@ -74,8 +75,11 @@ CLIENT_LIBRARIES = {
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
 INTEGRATED = {
-    "integrations.prometheus": {"prometheus_client"},
+    "integrations.aiohttp": {"aiohttp"},
+    "integrations.fastapi": {"fastapi"},
     "integrations.otel": {"opentelemetry"},
+    "integrations.prometheus": {"prometheus_client"},
+    "integrations.starlette": {"starlette"},
 }
 """By integration: what it, and nobody else, joins busline to."""
 

@@ -105,3 +105,14 @@ async def clients(bus: Bus) -> None:
     assert_type(await orders.find("tea", limit=1), list[Order])
     assert_type(await orders.forget("tea"), Job)
     await orders.create(Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def without_await(bus: Bus) -> None:
+    with bus.sync() as sync:
+        assert_type(sync.call(ORDERS_CREATE, CreateOrder(sku="tea")), Order)
+        assert_type(sync.call("orders.count", returns=int, timeout=1.0), int)
+        assert_type(sync.call(by_function, CreateOrder(sku="tea")), Order)
+        assert_type(sync.call(plain, CreateOrder(sku="tea")), list[Order])
+        assert_type(sync.call(by_name, {"sku": "tea"}), Mapping[str, int])
+        assert_type(sync.send(with_context, CreateOrder(sku="tea"), delay=5.0), Job)
+        sync.call("orders.create", timout=1.0)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]

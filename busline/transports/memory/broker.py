@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +46,24 @@ class MemoryBroker:
         self._random = random.Random(seed).random
         self._owners: dict[str, Queue] = {}
         self._inboxes: dict[str, Callable[[Message], None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._clients = 0
+
+    def enter(self) -> None:
+        """One client more. Raises `ConfigurationError` for one of another event loop: nothing here wakes that up."""
+        loop = asyncio.get_running_loop()
+        if self._clients and self._loop is not loop and self._loop is not None and not self._loop.is_closed():
+            raise ConfigurationError(
+                f"{self.where} lives in one event loop, and another one uses it already; what has several, as threads "
+                "and processes do, takes sqlite:///file.db"
+            )
+        if self._loop is not loop:
+            self._loop, self._clients = loop, 0
+        self._clients += 1
+
+    def leave(self) -> None:
+        """One client less."""
+        self._clients = max(0, self._clients - 1)
 
     def limits(self) -> Limits:
         """Of a queue that was told nothing special."""

@@ -136,6 +136,7 @@ class MemoryTransport:
 
     async def open(self) -> None:
         if self._open is None:
+            self._broker.enter()
             self._open = self._broker
             self._health = Health("healthy", self._broker.clock.time())
             for queue in self._broker.queues.values():
@@ -210,6 +211,7 @@ class MemoryTransport:
 
     def _leave(self, why: str) -> None:
         self._open = None
+        self._broker.leave()
         self._health = Health("down", self._broker.clock.time(), why)
 
     def _forget(self) -> None:
