@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import inf
 from typing import Any, Self
 
 from anyio import CancelScope, create_task_group, move_on_after
 
 from busline.clock import Clock, SystemClock
+from busline.codec import decode
 from busline.errors import CodecError, ConfigurationError, LeaseLost, QueueFull, QueueNotFound
 from busline.lease import LeaseKeeper
-from busline.message import Delivery, Message, QueueSpec, QueueStats, ToQueue
+from busline.message import DIED, Delivery, Message, QueueSpec, QueueStats, ToQueue
 from busline.outcome import replayed
 from busline.registry import DEAD_SUFFIX
 from busline.transports.base import Consumer, Inspectable, Transport
@@ -33,7 +35,7 @@ PATIENCE = 2.0
 """Seconds without a letter after which somebody else has taken those that are missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Letter:
     """A dead letter. Without an envelope or a failure it was put there by the broker or by hand."""
 
@@ -45,14 +47,36 @@ class Letter:
         """Of the message; "" if it does not tell."""
         return self.envelope.id if self.envelope is not None and self.message.meta else ""
 
-    @property
+    @cached_property
     def failure(self) -> Mapping[str, Any]:
-        """Why it is dead: reason, type, message, traceback, attempts, first_at, last_at, queue, topic; or nothing."""
-        return (self.envelope.failure if self.envelope is not None else None) or {}
+        """Why it is dead: reason, type, message, traceback, attempts, first_at, last_at, queue, topic; or nothing.
+
+        Of a letter that the broker moved by itself, what the broker tells: its reason, where from, and when.
+        """
+        if self.envelope is not None and self.envelope.failure:
+            return self.envelope.failure
+        died = _fields_of(self.message.headers.get(DIED, ""))
+        if not died:
+            return {}
+        text = f"the broker moved it here by itself: {died.get('reason')}"
+        return {
+            "reason": died.get("reason"),
+            "queue": died.get("queue", ""),
+            "last_at": died.get("at"),
+            "message": text,
+        }
 
     def value(self, name: str) -> str:
         """One of `FIELDS`; "" where the letter does not tell."""
         return self.message.topic if name == "topic" else str(self.failure.get(name, ""))
+
+
+def _fields_of(text: str) -> Mapping[str, Any]:
+    try:
+        found = decode(text.encode()) if text else None
+    except CodecError:  # anybody can have written that header
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def letter_of(message: Message, now: float) -> Letter:
@@ -177,10 +201,14 @@ class DeadLetters:
 
     async def _send_back(self, letter: Letter, to: str | None) -> str | None:
         """None if it was sent, else why not."""
-        origin, message = "", replace(letter.message, delay=0.0, ttl=None, expendable=False)
+        headers = {name: value for name, value in letter.message.headers.items() if name != DIED}
+        message = replace(letter.message, delay=0.0, ttl=None, expendable=False, headers=headers)
         if letter.envelope is not None and letter.message.meta:
-            origin, message = replayed(message, letter.envelope, now=self._clock.time())
-        queue = to or origin
+            priority = message.priority
+            _, message = replayed(message, letter.envelope, now=self._clock.time())
+            if not letter.envelope.failure:  # moved by the broker, with the priority that it had
+                message.priority = priority
+        queue = to or str(letter.failure.get("queue") or "")
         if not queue:
             return UNKNOWN_ORIGIN
         if queue == self.queue:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 NO_HEADERS: Mapping[str, str] = {}
+DIED = "busline-died"
+"""A header that a driver adds to what its broker made a dead letter by itself: a JSON object with `reason`, `queue`
+(where it was before), and `at` (when, seconds since 1970)."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from busline.cli.verbs import Url
 from busline.codec import decode
 from busline.dead_letters import FIELDS, DeadLetters, Letter, OnProgress, Result, Selection
 from busline.errors import CodecError
+from busline.message import DIED
 
 dlq = typer.Typer(
     name="dlq",
@@ -200,7 +201,7 @@ def _everything(letter: Letter) -> dict[str, Any]:
         "first": _instant(letter.failure.get("first_at")),
         "message": letter.failure.get("message", ""),
         "traceback": letter.failure.get("traceback", ""),
-        "headers": dict(letter.message.headers),
+        "headers": {name: value for name, value in letter.message.headers.items() if name != DIED},
         "correlation_id": letter.envelope.correlation_id if letter.envelope is not None else "",
         "causation_id": letter.envelope.causation_id if letter.envelope is not None else "",
         "payload": _payload(letter),

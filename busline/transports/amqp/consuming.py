@@ -33,6 +33,8 @@ SURPLUS_FOR = 0.02
 IN_TRANSIT = 0.03
 """Seconds after an ack in which the consumer may be given its next message. A quorum queue takes back what it assigns
 to a consumer that is cancelled in that moment, and counts a delivery that never was; so the cancel waits."""
+SHORT_FOR = 3.0
+"""Seconds for which consumers may be missing at the broker before that counts: they come and go with the demand."""
 PAUSE = 0.2
 """Seconds between attempts to consume again when the broker took the consumer away and the queue is still there."""
 
@@ -91,6 +93,7 @@ class AmqpConsumer:
         self._tag_number = 0
         self._taken_away = False
         self._settled_at = 0.0
+        self._short_since: float | None = None
         self._channel: Channel | None = None
         self._wake = asyncio.Event()
         self._surplus: asyncio.TimerHandle | None = None
@@ -103,8 +106,13 @@ class AmqpConsumer:
 
     @property
     def is_at_the_broker(self) -> bool:
-        """Are there as many consumers at the broker as are asked for?"""
-        return self._channel is not None and len(self._tags) >= self._wanted()
+        """Are there as many consumers at the broker as are asked for, or were just now?"""
+        if self._channel is not None and len(self._tags) >= self._wanted():
+            self._short_since = None
+            return True
+        if self._short_since is None:
+            self._short_since = monotonic()
+        return monotonic() - self._short_since < SHORT_FOR
 
     # -- the contract -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from busline.errors import ConfigurationError, MessageTooLarge
-from busline.message import NO_HEADERS, Message
+from busline.message import DIED, NO_HEADERS, Message
 from busline.transports.amqp.wire import UNREADABLE
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -24,8 +24,6 @@ MAX_HEADER_BYTES = 120_000
 """Metadata and headers travel in one frame of at most 128 KiB."""
 MAX_PRIORITY = 10
 META = "busline"
-DIED = "busline-died"
-"""A header that the driver adds to what the broker dead-lettered by itself: a JSON object that says why."""
 DELIVERIES = "busline-deliveries"
 """A header of a message that was released: how often it had been handed out, releases not counted."""
 EXPIRES = "busline-expires"
@@ -112,9 +110,10 @@ def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
     found = delivered.header.properties
     headers = found.headers or {}
     meta = headers.get(META) if headers else None
+    by_key = delivered.exchange or not topic
     own = NO_HEADERS if not headers else _own(headers)
     return Message(
-        found.message_type or (delivered.routing_key if delivered.exchange or not topic else topic) or "",
+        found.message_type or _topic_once(headers) or (delivered.routing_key if by_key else topic) or "",
         delivered.body,
         meta if isinstance(meta, str) else "",
         own,
@@ -169,12 +168,29 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _died(deaths: object) -> str:
-    """Of the broker's own account: where a message died last, our delay queues not counted."""
-    if not isinstance(deaths, list):
-        return ""
-    for death in deaths:
-        if isinstance(death, dict) and not str(death.get("queue", "")).startswith(LADDER):
-            told = {"reason": death.get("reason"), "queue": death.get("queue"), "count": death.get("count")}
-            return json.dumps(told, default=str, ensure_ascii=False)
+def _deaths(found: object) -> list[Mapping[str, Any]]:
+    """The broker's own account of where a message died, the last first, our delay queues not counted."""
+    if not isinstance(found, list):
+        return []
+    deaths = [death for death in found if isinstance(death, dict)]
+    return [death for death in deaths if not str(death.get("queue", "")).startswith(LADDER)]
+
+
+def _died(found: object) -> str:
+    """The last of its deaths."""
+    for death in _deaths(found):
+        told = {"reason": death.get("reason"), "queue": death.get("queue")}
+        if isinstance(at := death.get("time"), datetime):
+            told["at"] = at.timestamp()
+        return json.dumps(told, default=str, ensure_ascii=False)
     return ""
+
+
+def _topic_once(headers: Mapping[str, Any]) -> str:
+    """Of a message that names no topic and that the broker moved since: the key with which it first came through an
+    exchange; "" if it came straight to its queue."""
+    deaths = _deaths(headers.get("x-death")) if headers else ()
+    if not deaths or not deaths[-1].get("exchange"):
+        return ""
+    keys = deaths[-1].get("routing-keys")
+    return str(keys[0]) if isinstance(keys, list) and keys else ""
