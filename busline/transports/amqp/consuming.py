@@ -25,8 +25,8 @@ from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import delivery_count, has_expired, is_readable, message_of
+from busline.transports.amqp.subscribing import Subscriptions
 from busline.transports.amqp.topology import exists
-from busline.transports.amqp.wire import Consume
 
 SURPLUS_FOR = 0.02
 """Seconds that a consumer may be idle with nobody asking; between an ack and the next `receive` it always is."""
@@ -89,8 +89,7 @@ class AmqpConsumer:
         self._out: set[Delivery] = set()
         self._lost: set[Delivery] = set()
         """Received, and not settled before their connection ended."""
-        self._tags: list[str] = []
-        self._tag_number = 0
+        self._at_broker = Subscriptions(queue, prefetch, self._arrived)
         self._taken_away = False
         self._settled_at = 0.0
         self._short_since: float | None = None
@@ -107,7 +106,7 @@ class AmqpConsumer:
     @property
     def is_at_the_broker(self) -> bool:
         """Are there as many consumers at the broker as are asked for, or were just now?"""
-        if self._channel is not None and len(self._tags) >= self._wanted():
+        if self._channel is not None and len(self._at_broker) >= self._wanted():
             self._short_since = None
             return True
         if self._short_since is None:
@@ -124,7 +123,7 @@ class AmqpConsumer:
         future: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
         self._demands.append((max_messages, future))
         self._demanded += max_messages
-        if len(self._tags) < self._slots and len(self._tags) < self._wanted():
+        if len(self._at_broker) < self._slots and len(self._at_broker) < self._wanted():
             self._wake.set()
         try:
             return await future
@@ -135,7 +134,7 @@ class AmqpConsumer:
     async def resize(self, slots: int) -> Sequence[Delivery]:
         self._check()
         self._slots = slots
-        if slots == 0 or len(self._tags) > slots:
+        if slots == 0 or len(self._at_broker) > slots:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._resized.append(done)
             self._wake.set()
@@ -213,7 +212,7 @@ class AmqpConsumer:
         try:
             async with asyncio.timeout(GIVE_BACK_TIMEOUT):
                 await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
-                await self._remove(channel, list(self._tags))
+                await self._at_broker.remove(channel, list(self._at_broker.tags))
                 await asyncio.gather(*(self._release(delivery, 0.0) for delivery in self._take_back()))
                 await self._errands.end(GIVE_BACK_TIMEOUT)
         except LIBRARY as error:  # its channel closes next, which gives back the rest
@@ -293,7 +292,7 @@ class AmqpConsumer:
         if channel is None:
             return False
         try:
-            await channel.basic_qos(prefetch_count=self._prefetch)
+            await self._at_broker.round_trip(channel)
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
@@ -334,7 +333,7 @@ class AmqpConsumer:
             self._surplus = asyncio.get_running_loop().call_later(SURPLUS_FOR, self._on_surplus)
 
     def _has_surplus(self) -> bool:
-        return len(self._ready) > self._may_be_ready() or len(self._tags) > self._wanted()
+        return len(self._ready) > self._may_be_ready() or len(self._at_broker) > self._wanted()
 
     def _on_surplus(self) -> None:
         self._surplus = None
@@ -373,7 +372,7 @@ class AmqpConsumer:
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
             closing = channel.closing
             closing.add_done_callback(lambda _: self._wake.set())
-            await channel.basic_qos(prefetch_count=self._prefetch)
+            await self._at_broker.round_trip(channel)
             self._channel = channel
             while not closing.done():
                 if self._taken_away:
@@ -388,7 +387,8 @@ class AmqpConsumer:
 
     def _lose_channel(self) -> None:
         """What came on it and was not received is the broker's again."""
-        self._channel, self._tags = None, []
+        self._channel = None
+        self._at_broker.tags.clear()
         self._out.difference_update(self._ready)
         self._ready.clear()
         self._lost |= self._out
@@ -397,40 +397,17 @@ class AmqpConsumer:
 
     async def _adjust(self, channel: Channel) -> None:
         wanted = self._wanted()
-        while len(self._tags) < wanted:
-            await self._add(channel)
+        while len(self._at_broker) < wanted:
+            await self._at_broker.add(channel)
             wanted = self._wanted()
         if self._trim or self._resized:
             self._trim = False
             await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
             wanted = self._wanted() if self._slots else 0
-            idle = self._idle_first()
-            await self._remove(channel, idle[: max(0, len(self._tags) - wanted)])
+            idle = self._at_broker.idle_first(delivery.receipt[2] for delivery in self._out)
+            await self._at_broker.remove(channel, idle[: max(0, len(idle) - wanted)])
             await self._give_back_unasked()
             self._answer_resizes()
-
-    async def _add(self, channel: Channel) -> None:
-        self._tag_number += 1
-        tag = f"{self.queue[:200]}/{self._tag_number}" if self.queue.isascii() else f"busline/{self._tag_number}"
-        channel.consumers[tag] = self._arrived
-        self._tags.append(tag)
-        await channel.rpc(Consume(queue=self.queue, consumer_tag=tag))
-
-    async def _remove(self, channel: Channel, tags: Sequence[str]) -> None:
-        """All in one go, and one round trip in which whatever was on its way to them arrives."""
-        for tag in tags:
-            if tag in self._tags:
-                self._tags.remove(tag)
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag, nowait=True))
-        if tags:
-            await channel.basic_qos(prefetch_count=self._prefetch)
-            await asyncio.sleep(0)  # the library hands over in tasks
-            for tag in tags:
-                channel.consumers.pop(tag, None)
-
-    def _idle_first(self) -> list[str]:
-        busy = {delivery.receipt[2].consumer_tag for delivery in self._out}
-        return sorted(self._tags, key=busy.__contains__)
 
     async def _give_back_unasked(self) -> None:
         if self._slots == 0 and self._resized:
@@ -442,8 +419,7 @@ class AmqpConsumer:
 
     def _on_cancelled(self, frame: commands.Basic.Cancel) -> None:
         """The broker has taken a consumer away: the queue was deleted, or moved."""
-        if frame.consumer_tag in self._tags:
-            self._tags.remove(frame.consumer_tag)
+        self._at_broker.taken_away(frame.consumer_tag)
         self._taken_away = True
         self._wake.set()
 

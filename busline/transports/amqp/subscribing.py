@@ -1,0 +1,64 @@
+"""The consumers that one process has of one queue at the broker, each with a prefetch of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+from pamqp import commands
+
+from busline.transports.amqp.wire import Consume
+
+Arrived = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
+
+
+class Subscriptions:
+    """Their tags, on one channel at a time."""
+
+    def __init__(self, queue: str, prefetch: int, arrived: Arrived) -> None:
+        self._queue = queue
+        self._prefetch = prefetch
+        self._arrived = arrived
+        self._number = 0
+        self.tags: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    async def round_trip(self, channel: Channel) -> None:
+        """Whatever was asked of the channel before has been done, and how much each that begins now may fetch is
+        said."""
+        await channel.basic_qos(prefetch_count=self._prefetch)
+
+    async def add(self, channel: Channel) -> None:
+        """One more. What the broker has against it, it says by closing the channel."""
+        self._number += 1
+        stem = self._queue[:200] if self._queue.isascii() else "busline"
+        tag = f"{stem}/{self._number}"
+        channel.consumers[tag] = self._arrived
+        self.tags.append(tag)
+        await channel.rpc(Consume(queue=self._queue, consumer_tag=tag, nowait=True))
+
+    async def remove(self, channel: Channel, tags: Sequence[str]) -> None:
+        """All in one go, and one round trip in which whatever was on its way to them arrives."""
+        for tag in tags:
+            if tag in self.tags:
+                self.tags.remove(tag)
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag, nowait=True))
+        if tags:
+            await self.round_trip(channel)
+            await asyncio.sleep(0)  # the library hands over in tasks
+            for tag in tags:
+                channel.consumers.pop(tag, None)
+
+    def taken_away(self, tag: str | None) -> None:
+        """By the broker."""
+        if tag in self.tags:
+            self.tags.remove(tag)
+
+    def idle_first(self, busy: Iterable[DeliveredMessage]) -> list[str]:
+        """The tags, those last to which a message came that is `busy`."""
+        return sorted(self.tags, key={delivered.consumer_tag for delivered in busy}.__contains__)
