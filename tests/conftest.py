@@ -1,4 +1,4 @@
-"""The broker that all tests share which do not break it."""
+"""The servers that all tests share which do not break them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.servers import Rabbit, shared_rabbit
+from tests.store_servers import Server, shared
 
 TOGETHER = ("_faults.py", "test_packaging.py")
 """How files end whose tests share what is dear to make: a server that they break, a package that is built."""
@@ -43,3 +44,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+def _store_server(kind: str, factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder, parallel = factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    with shared(kind, folder.parent if parallel else folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A private PostgreSQL, one for all processes of a parallel run; a test has a schema of its own."""
+    yield from _store_server("postgres", tmp_path_factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from busline.stores.base import Store
 from busline.stores.memory import MemoryStore, MemoryVault
 from busline.testing.clock import VirtualClock
 from busline.testing.store_harness import StoreHarness
+from tests.store_servers import Postgres
 
 THOROUGH = bool(os.environ.get("BUSLINE_THOROUGH"))
 
@@ -68,8 +70,15 @@ class VirtualMemoryHarness(MemoryHarness):
         await self.clock.advance(seconds)
 
 
+def _postgres(request: pytest.FixtureRequest) -> StoreHarness:
+    server = request.getfixturevalue("postgres")
+    assert isinstance(server, Postgres)
+    return UrlHarness("postgres", f"{server.url}?schema=test_{uuid.uuid4().hex[:12]}")
+
+
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], StoreHarness]] = {
     "memory": lambda _: MemoryHarness("memory", SystemClock()),
     "memory-virtual": lambda _: VirtualMemoryHarness(),
     "sqlite": _sqlite,
+    "postgres": _postgres,
 }
