@@ -284,21 +284,31 @@ def _new_folder() -> Path:
 
 
 def _need_rabbit() -> None:
-    if not os.path.exists(SERVER) and not _install():
-        reason = "rabbitmq-server is missing and could not be installed"
+    _need(SERVER, "rabbitmq-server")
+
+
+def need_promtool() -> str:
+    """The path of Prometheus's own checker; skips the test where there is none, fails in CI."""
+    return shutil.which("promtool") or _need("/usr/bin/promtool", "prometheus")
+
+
+def _need(path: str, package: str) -> str:
+    if not os.path.exists(path) and not (_install(package) and os.path.exists(path)):
+        reason = f"{package} is missing and could not be installed"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
+    return path
 
 
-def _install() -> bool:
+def _install(package: str) -> bool:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "rabbitmq-server"]):
+    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
         if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
             return False
-    return os.path.exists(SERVER)
+    return True
 
 
 def make_certificates(folder: Path) -> None:

@@ -296,7 +296,8 @@ class AmqpTransport:
         for link in links:
             if link.current() is None:
                 return Health("down", link.since, link.fault)
-        if not all(consumer.is_at_the_broker for consumer in self._consumers):
+        served = {consumer.queue for consumer in self._consumers if consumer.is_at_the_broker}
+        if any(consumer.queue not in served for consumer in self._consumers):  # one that ended may have a successor
             return Health("degraded", since, "not every consumer is at the broker")
         if self._attached.differences:
             return Health("degraded", since, "; ".join(self._attached.differences.values()), tolerable=True)
