@@ -18,8 +18,12 @@
     │   └── RemoteError                 (type, message, details): the handler raised
     ├── StoreError                      the idempotency-key and job store
     │   ├── StoreUnavailable            it is down, slow, locked or full; whether it happened may be unknown
-    │   └── ClaimLost                   (key): somebody else has taken the claim over
+    │   ├── ClaimLost                   (key): somebody else has taken the claim over
+    │   ├── JobNotFound                 (id): nobody tracks it, or its result has expired
+    │   ├── JobCancelled                (id): somebody has cancelled it
+    │   └── JobTimeout                  (id, timeout): it has not ended yet; also a TimeoutError
     ├── IdempotencyMismatch             (key): the key was used with another payload
+    ├── IdempotencyConflict             (key): another worker is working on the key, and the handler does not wait
     ├── HandlerError                    (what became of a handler, as retry rules and on_failure see it)
     │   ├── TimeLimitExceeded           (limit): it ran into its hard time limit
     │   ├── AlreadySettled              (first): ack() or nack() after something had settled the message
@@ -176,6 +180,39 @@ class IdempotencyMismatch(BuslineError):
     def __init__(self, key: str) -> None:
         super().__init__(f"the idempotency key {key!r} was used with another payload")
         self.key = key
+
+
+class IdempotencyConflict(BuslineError):
+    """Another worker is working on the idempotency key, and its handler says not to wait; nothing was run."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"another worker is working on the idempotency key {key!r}")
+        self.key = key
+
+
+class JobNotFound(StoreError):
+    """The store knows no such job: it was not tracked, is older than the store remembers, or its result has expired."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the store knows no job {id!r}, or its result has expired")
+        self.id = id
+
+
+class JobCancelled(StoreError):
+    """The job has no result, because somebody has cancelled it."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"job {id!r} was cancelled")
+        self.id = id
+
+
+class JobTimeout(StoreError, TimeoutError):
+    """The job has not ended within `timeout` seconds; it goes on."""
+
+    def __init__(self, id: str, timeout: float) -> None:
+        super().__init__(f"job {id!r} has not ended within {timeout:g} s; it goes on")
+        self.id = id
+        self.timeout = timeout
 
 
 class HandlerError(BuslineError):

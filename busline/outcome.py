@@ -17,9 +17,12 @@ from typing import Any, Literal
 from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
 from busline.retry import END, Retry, Verdict
-from busline.wire import Envelope, encode_error, printable, reply_to
+from busline.wire import Envelope, encode_error, new_id, printable, reply_to
 
-Reason = Literal["undecodable", "too_large", "invalid", "unknown_topic", "expired", "failed", "rejected", "poison"]
+Reason = (
+    Literal["undecodable", "too_large", "invalid", "unknown_topic", "expired", "failed", "rejected", "poison"]
+    | Literal["mismatch", "conflict", "orphaned"]
+)
 """Why a message is a dead letter."""
 
 TRACEBACK_LIMIT = 8_000
@@ -101,7 +104,37 @@ class Drop:
     """An expired call: nobody waits for it. Counted."""
 
 
-Effect = Ack | Release | Reply | Resend | RunAgain | Pause | OnFailure | DeadLetter | Drop
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The store keeps the result, and what the handler sent, under the claim that is held."""
+
+    result: bytes
+    outgoing: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The store keeps the error under the claim that is held: there is no further attempt."""
+
+    error: bytes
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The claim that is held is given up: somebody tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Everything that the handler sent leaves, packed as the store keeps it."""
+
+    outgoing: bytes
+
+
+Effect = (
+    Ack | Release | Reply | Resend | RunAgain | Pause | OnFailure | DeadLetter | Drop | Complete | Fail | LetGo | Leave
+)
 Effects = tuple[Effect, ...]
 ACK = Ack()
 ACKED: Effects = (ACK,)
@@ -313,7 +346,7 @@ def replayed(letter: Message, envelope: Envelope, *, now: float) -> tuple[str, M
     Whatever its queue says of times to live counts from `now`. The queue is "" where the letter doesn't say.
     """
     failure = envelope.failure or {}
-    anew = replace(envelope, attempt=1, failure=None, due_at=now, expires_at=None)
+    anew = replace(envelope, attempt=1, failure=None, due_at=now, expires_at=None, replay=new_id())
     priority = failure.get("priority")
     message = replace(
         letter,
@@ -350,5 +383,6 @@ def without_our_frames(error: BaseException) -> BaseException:
 
 _OURS = (
     *("busline.handling", "busline.running", "busline.driving", "busline.executors", "busline.binding"),
+    "busline.claims",
     *("anyio.", "concurrent."),
 )

@@ -38,6 +38,13 @@ class Stats:
     leases_lost: int = 0
     released: int = 0
     """Given back unfinished: unknown topics and shutdown."""
+    repeats: int = 0
+    """Messages that were not run, because what they ask for had been done, or had failed, before."""
+    conflicts: int = 0
+    """Messages whose idempotency key another worker was working on."""
+    claims_lost: int = 0
+    orphans: int = 0
+    """Messages that were acked early and whose worker died: failed here, or sent again."""
 
 
 class Telemetry:
@@ -127,6 +134,60 @@ class Telemetry:
             "lost the lease on a message of %s from %s; its outcome is discarded",
             *(delivery.message.topic, delivery.queue),
             extra={"event": "lease_lost", "topic": delivery.message.topic, "queue": delivery.queue},
+        )
+
+    def already_claimed(self, delivery: Delivery, envelope: Envelope, key: str) -> None:
+        """The key is being worked on elsewhere: normal, where a broker delivers twice."""
+        self.stats.conflicts += 1
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s %s: already claimed by another worker, key %s",
+                *(delivery.message.topic, envelope.id, key),
+                extra=_fields("already_claimed", delivery, envelope, key=key),
+            )
+
+    def repeated(self, delivery: Delivery, envelope: Envelope, key: str, how: str) -> None:
+        """It was done, or had failed, before; it is answered from the store."""
+        self.stats.repeats += 1
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s %s is not run again, %s before under key %s",
+                *(delivery.message.topic, envelope.id, how, key),
+                extra=_fields("repeated", delivery, envelope, key=key),
+            )
+
+    def cancelled(self, delivery: Delivery, envelope: Envelope) -> None:
+        """Somebody wanted the job cancelled."""
+        log.info(
+            "%s %s was cancelled",
+            *(delivery.message.topic, envelope.id),
+            extra=_fields("cancelled", delivery, envelope),
+        )
+
+    def claim_lost(self, delivery: Delivery, key: str) -> None:
+        """Somebody else may be working on the key by now."""
+        self.stats.claims_lost += 1
+        log.warning(
+            "lost the claim on key %s of a message of %s; its outcome is discarded",
+            *(key, delivery.message.topic),
+            extra={"event": "claim_lost", "topic": delivery.message.topic, "queue": delivery.queue, "key": key},
+        )
+
+    def orphaned(self, delivery: Delivery, envelope: Envelope, again: bool) -> None:
+        """The worker of a message that was acked early has died."""
+        self.stats.orphans += 1
+        log.warning(
+            "%s %s lost its worker and %s",
+            *(delivery.message.topic, envelope.id, "is sent again" if again else "has failed"),
+            extra=_fields("orphaned", delivery, envelope, again=again),
+        )
+
+    def store_failed(self, where: str, error: BaseException) -> None:
+        """Nothing that needs a record runs until the store is back."""
+        log.error(
+            "the store %s failed, and nothing runs without a record: %s",
+            *(where, text_of(error)),
+            extra={"event": "store_failed", "store": where},
         )
 
     def unsettled(self, delivery: Delivery, error: BaseException) -> None:

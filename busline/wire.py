@@ -1,7 +1,7 @@
 """The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
 
 On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `due`,
-`correlation`, `causation`, `key`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields
+`correlation`, `causation`, `key`, `replay`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields
 that this version does not know are kept when a message is sent on; a version that it does not know is refused, never
 guessed.
 """
@@ -63,7 +63,10 @@ class Envelope:
     unknown: dict[str, Any] = field(default_factory=dict)
     """Fields of a later minor version, kept as they came."""
     key: str | None = None
-    """The sender's idempotency key: messages with the same one ask for the same effect."""
+    """The sender's idempotency key: messages with the same one ask for the same effect. "" = its id is the key, because
+    it is tracked as a job."""
+    replay: str | None = None
+    """Somebody has sent this dead letter back: a key that failed is opened again, once for each such sending."""
 
     def encode(self) -> str:
         """The string that travels as `Message.meta`; fields that say nothing are left out."""
@@ -80,8 +83,10 @@ class Envelope:
             fields["correlation"] = self.correlation_id
         if self.causation_id:
             fields["causation"] = self.causation_id
-        if self.key:
+        if self.key is not None:
             fields["key"] = self.key
+        if self.replay:
+            fields["replay"] = self.replay
         if self.failure:
             fields["failure"] = self.failure
         if self.unknown:
@@ -109,6 +114,7 @@ _TYPES: dict[str, frozenset[type]] = {
     "correlation": _STRING,
     "causation": _STRING,
     "key": _STRING,
+    "replay": _STRING,
     "failure": frozenset({dict}),
 }
 """What JSON makes of each field; a bool is no number here."""
@@ -125,7 +131,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
     ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
     if not ident or not 1 <= attempt <= MAX_ATTEMPT:
         raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
-    key = fields.pop("key", None)
+    key, replay = fields.pop("key", None), fields.pop("replay", None)
     envelope = Envelope(
         ident,
         fields.pop("sent", now),
@@ -138,6 +144,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         fields.pop("failure", None),
         fields,
         key,
+        replay,
     )
     if fields or envelope.failure:
         _check_nesting(envelope)

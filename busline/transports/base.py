@@ -185,3 +185,12 @@ class Inspectable(Protocol):
     async def move(self, source: str, to: str, limit: int) -> int:
         """Move up to `limit` waiting messages to another queue, unchanged; returns how many. Raises
         `QueueNotFound`."""
+
+
+@runtime_checkable
+class HasStore(Protocol):
+    """A transport beside which there is a store for idempotency keys and jobs, without a server of its own; optional."""
+
+    @property
+    def store_url(self) -> str:
+        """The store that a bus on this transport uses if it was given none."""

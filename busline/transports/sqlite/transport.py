@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from busline.errors import ConfigurationError, MessageTooLarge, QueueNotFound, TransportClosed
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats
@@ -73,6 +73,10 @@ class SqliteTransport:
     @property
     def where(self) -> str:
         return self._path
+
+    @property
+    def store_url(self) -> str:
+        return f"sqlite:///{quote(self._path)}"
 
     @property
     def shared_clock(self) -> bool:
