@@ -11,6 +11,11 @@ from busline.errors import (
     ConfigurationError,
     ConnectionLost,
     HandlerError,
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    JobCancelled,
+    JobNotFound,
+    JobTimeout,
     LeaseLost,
     MessageTooLarge,
     NoHandler,
@@ -22,13 +27,17 @@ from busline.errors import (
     ReplyLost,
     RetryLater,
     SoftTimeLimitExceeded,
+    StoreError,
+    StoreUnavailable,
     TimeLimitExceeded,
     TransportClosed,
     TransportError,
     Unavailable,
     Undeliverable,
 )
-from busline.message import Binding, Job
+from busline.idempotency import Idempotency
+from busline.jobs import Job, JobInfo, Progress
+from busline.message import Binding
 from busline.options import Breaker, Check, Queue
 from busline.retry import Retry
 from busline.router import Router
@@ -49,11 +58,19 @@ __all__ = [
     "ConnectionLost",
     "Context",
     "HandlerError",
+    "Idempotency",
+    "IdempotencyConflict",
+    "IdempotencyMismatch",
     "Job",
+    "JobCancelled",
+    "JobInfo",
+    "JobNotFound",
+    "JobTimeout",
     "LeaseLost",
     "MessageTooLarge",
     "NoHandler",
     "OutcomeUnknown",
+    "Progress",
     "Queue",
     "QueueFull",
     "QueueNotFound",
@@ -64,6 +81,8 @@ __all__ = [
     "RetryLater",
     "Router",
     "SoftTimeLimitExceeded",
+    "StoreError",
+    "StoreUnavailable",
     "TimeLimitExceeded",
     "Topic",
     "TransportClosed",

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
@@ -13,15 +14,21 @@ from typing import Any, Self
 from anyio import CapacityLimiter
 
 from busline.calls import Calls
+from busline.claims import claims_of
 from busline.clock import Clock, SystemClock
 from busline.control import Control
 from busline.errors import ConfigurationError
 from busline.events import Events
+from busline.jobs import Jobs
 from busline.observing import Observer
 from busline.operated import Post
 from busline.registry import Plan
+from busline.replies import error_of
 from busline.retry import Retry
+from busline.routes import check_seconds
 from busline.services import Services, Settings
+from busline.stores.base import Store
+from busline.storing import StoreDoor, door_to
 from busline.sync import SyncBus
 from busline.telemetry import Stats, log
 from busline.topics import check_topic
@@ -45,6 +52,9 @@ class Bus(Verbs):
     calls, sends and publishes needs none. The constructor only stores: `async with bus:` connects, and
     `async with bus.worker():` also consumes.
 
+    * `store`: URL of the store for idempotency keys and jobs (`redis://localhost/0`, `postgresql://…`, `sqlite:///…`,
+      …), or one. Without it `$BUSLINE_STORE` is used, else the transport's own, which sqlite and memory have. It is
+      opened when it is first needed.
     * `routes`: pattern → queue; the first match overrides who owns a topic, `"#"` is a fallback for unowned topics.
     * `call_timeout`: seconds that a call waits by default.
     * `retry`: policy of jobs and events without one of their own (default: 3 retries after 2, 4 and 8 s).
@@ -54,6 +64,7 @@ class Bus(Verbs):
     * `max_clock_skew`: seconds by which the clocks of two machines may differ; nothing where all share one machine.
     * `control`: can its workers be asked and directed with `bus.control()`? True: yes, or they don't start; False: no;
       None: those that `busline worker` starts, where the transport can.
+    * `result_ttl`: seconds for which the result of a job is kept that has no idempotency key.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Bus(Verbs):
         url: str | Transport | None = None,
         *,
         service: str | None = None,
+        store: str | Store | None = None,
         routes: Mapping[str, str] | None = None,
         call_timeout: float = 30.0,
         retry: Retry | None = None,
@@ -69,13 +81,17 @@ class Bus(Verbs):
         unknown_grace: float = 10.0,
         max_clock_skew: float = 5.0,
         control: bool | None = None,
+        result_ttl: float = 3600.0,
         clock: Clock | None = None,
     ) -> None:
-        settings = Settings(max_body_bytes, max_deliveries, unknown_grace, max_clock_skew)
+        check_seconds("result_ttl", result_ttl)
+        settings = Settings(max_body_bytes, max_deliveries, unknown_grace, max_clock_skew, result_ttl)
         super().__init__(
             retry=retry, routes=routes, call_timeout=call_timeout, settings=settings, clock=clock or SystemClock()
         )
         self._url = url
+        self._given_store = store
+        self._door: StoreDoor | None = None  # kept while the bus is closed: what is in memory outlives its sessions
         self._service = check_topic(service) if service is not None else None
         self._workers: list[Worker] = []
         self._before: Callable[[Work], None] | None = None
@@ -136,7 +152,9 @@ class Bus(Verbs):
         given = self._url
         transport = from_url(self.url) if given is None or isinstance(given, str) else given
         calls, events = Calls(transport, self._clock, self._telemetry), Events(transport, self._clock)
-        session = Session(transport, calls, events)
+        door = self._door = door_to(self._given_store, transport)
+        jobs = Jobs(door, transport, partial(error_of, errors=self._errors, where=transport.where), self._clock)
+        session = Session(transport, calls, events, door, jobs)
         self._session = session
         try:
             await transport.open()
@@ -155,6 +173,8 @@ class Bus(Verbs):
             self._session = None
             await session.calls.close()
             await session.events.aclose()
+            if session.door is not None:
+                await session.door.aclose()
             await session.transport.aclose()
 
     def plan(self) -> Plan:
@@ -197,6 +217,7 @@ class Bus(Verbs):
         plan = self.plan() if queues is None else self.plan().only(queues)
         async with self:
             services = self._services(self._open_session, on_stuck, on_message)
+            services.claims = await claims_of(self._open_session.door, plan, services)
             async with Worker(
                 plan,
                 services,

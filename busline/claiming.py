@@ -7,6 +7,7 @@ second letter and not none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -24,6 +25,7 @@ from busline.outcome import (
     Fail,
     Fault,
     Leave,
+    Leaving,
     LetGo,
     OnFailure,
     Pause,
@@ -85,9 +87,7 @@ def _elsewhere(keyed: Keyed, seconds: float, terms: Terms, now: float) -> Effect
     return ACKED
 
 
-def _refused(
-    keyed: Keyed, error: IdempotencyMismatch | IdempotencyConflict, terms: Terms, now: float
-) -> Effects:
+def _refused(keyed: Keyed, error: IdempotencyMismatch | IdempotencyConflict, terms: Terms, now: float) -> Effects:
     mismatch = isinstance(error, IdempotencyMismatch)
     kind = "busline.idempotency_mismatch" if mismatch else "busline.idempotency_conflict"
     fault = Fault("mismatch" if mismatch else "conflict", kind, str(error), {"key": keyed.key})
@@ -99,9 +99,9 @@ def store_failed(pause: float) -> Effects:
     return (Pause(pause), Release())
 
 
-def succeeded(effects: Effects, result: bytes, outgoing: bytes) -> Effects:
+def succeeded(effects: Effects, result: bytes, outgoing: bytes, departures: Sequence[Leaving]) -> Effects:
     """The handler returned: record, then let leave what it sent, then what `effects` say."""
-    leave: Effects = (Leave(outgoing),) if outgoing else ()
+    leave: Effects = (Leave(outgoing, departures),) if outgoing else ()
     return (Complete(result, outgoing), *leave, *effects)
 
 
@@ -113,7 +113,7 @@ def cancelled(delivery: Delivery) -> Effects:
 
 
 def not_succeeded(effects: Effects, fault: Fault | None, envelope: Envelope) -> Effects:
-    """The handler failed or was not run; `effects` say what becomes of the message, and here it is said of its claim."""
+    """The handler failed or was not run; `effects` say what becomes of the message, this adds what of its claim."""
     sent = [effect for effect in effects if type(effect) is Resend]
     if sent or any(type(effect) is Release for effect in effects):
         return _given_up(effects, early=ACK not in effects and bool(sent))

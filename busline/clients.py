@@ -12,7 +12,7 @@ from busline.codec import decoder
 from busline.context import Context
 from busline.context import Verbs as Speaking
 from busline.errors import ConfigurationError
-from busline.message import Job
+from busline.jobs import Job
 from busline.topics import check_topic
 
 S = TypeVar("S")

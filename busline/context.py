@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from busline.message import Delivery, Job
+from busline.jobs import Job, Progress
+from busline.message import Delivery
 from busline.wire import Envelope
 
 
@@ -30,12 +32,17 @@ class Verbs(Protocol):
     def prepare_send(self) -> Callable[..., Departure]: ...
     @property
     def prepare_publish(self) -> Callable[..., Departure]: ...
+    def job(self, id: str) -> Job: ...
 
 
 class Settling(Protocol):
     """What a context needs of the attempt that it belongs to."""
 
     def keep(self, departure: Departure) -> None: ...
+    def next_id(self) -> str | None: ...
+    async def set_progress(self, current: float, total: float | None, note: str) -> None: ...
+    async def last_progress(self) -> Progress | None: ...
+    def transaction(self) -> AbstractAsyncContextManager[Any]: ...
     async def ack(self) -> None: ...
     async def nack(self, *, requeue: bool, delay: float) -> None: ...
 
@@ -99,7 +106,7 @@ class Context:
     @property
     def idempotency_key(self) -> str | None:
         """The key that the sender gave: messages with the same one ask for the same effect. None if he gave none."""
-        return self._envelope.key
+        return self._envelope.key or None
 
     async def call(self, topic: Any, payload: Any = None, **options: Any) -> Any:
         """`Bus.call` within this message's conversation and what is left of its deadline. Leaves at once."""
@@ -114,7 +121,7 @@ class Context:
         """
         if immediate:
             return await self._bus.send(topic, payload, **options)
-        departure = self._bus.prepare_send(topic, payload, **options)
+        departure = self._bus.prepare_send(topic, payload, id=self._work.next_id(), **options)
         self._work.keep(departure)
         return departure.job
 
@@ -123,7 +130,29 @@ class Context:
         if immediate:
             await self._bus.publish(topic, payload, **options)
         else:
-            self._work.keep(self._bus.prepare_publish(topic, payload, **options))
+            self._work.keep(self._bus.prepare_publish(topic, payload, id=self._work.next_id(), **options))
+
+    async def progress(self, current: float, total: float | None = None, note: str = "") -> None:
+        """Say how far the work is, for whoever watches the job; kept over retries, until the job is forgotten.
+
+        Of a message that nobody tracks nothing is kept. A store that fails is logged and does not disturb the work.
+        """
+        await self._work.set_progress(current, total, note)
+
+    async def last_progress(self) -> Progress | None:
+        """What was said last of this job, in this attempt or an earlier one, so that it goes on where that stopped.
+        None for a first attempt, and for a message that nobody tracks. Raises StoreUnavailable."""
+        return await self._work.last_progress()
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """`async with ctx.transaction() as connection`: what is written by this connection is committed together with
+        the completion of the message's idempotency key, in one transaction: both happen, or neither.
+
+        The commit comes when the handler has returned, so that its result is in it; a handler that raises has written
+        nothing. Once a message; what the database locks stays locked until then, so let it be the last thing that the
+        handler does. Raises ConfigurationError unless the message has a claim and the store is SQLite or PostgreSQL.
+        """
+        return self._work.transaction()
 
     async def ack(self) -> None:
         """The message is done with, whatever comes: returns once the broker has forgotten it.

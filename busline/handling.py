@@ -7,13 +7,15 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from busline import outcome
+from busline import claiming, outcome
 from busline.binding import InvalidPayload
+from busline.claims import Claims
 from busline.driving import ends_task
 from busline.errors import (
     CodecError,
     MessageTooLarge,
     RetryLater,
+    StoreUnavailable,
     TimeLimitExceeded,
 )
 from busline.gates import Gate
@@ -70,6 +72,9 @@ class Handling:
         )
         self._runner = Runner(services)
         self._settlement = Settlement(plan, self._terms, services, pause)
+        self._claims = services.claims
+        if self._claims is not None:
+            self._claims.orphans.queues[plan.spec.name] = self._settlement
         self.unavailable: dict[str, str] = {}
         """Why callers are told that the queue cannot work now; empty while it can."""
 
@@ -94,10 +99,16 @@ class Handling:
             work = admitted or self._begin(delivery, envelope, consumer, now)
             if isinstance(work, Work):
                 slot.work = work
-                await self._attempt(work, slot)
+                if self._claims is not None and (envelope.key is not None or work.handler.idempotency is not None):
+                    await self._attempt_claimed(work, slot, self._claims)
+                else:
+                    await self._attempt(work, slot)
                 slot.work = None
                 return
             effects = work
+            if envelope.key is not None and self._claims is not None and outcome.is_final(effects):
+                handler = self._plan.find(delivery.message.topic)
+                effects = await self._claims.unrun(effects, delivery, envelope, handler, self._terms)
         await self._settlement.carry_out(effects, delivery, envelope, consumer)
 
     def _begin(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, now: float) -> Work | Effects:
@@ -140,6 +151,17 @@ class Handling:
             del self._first_seen[key]
         return effects
 
+    async def _attempt_claimed(self, work: Work, slot: SlotLike, claims: Claims) -> None:
+        """As `_attempt`, if the message's idempotency key is ours; else do what became of the key."""
+        instead = await claims.begin(work, slot, self._terms)
+        if instead is None:
+            await self._attempt(work, slot)
+        else:
+            work.over = True
+            await self._settlement.carry_out(instead, work.delivery, work.envelope, work.consumer, work.held)
+        if work.held is not None:
+            await claims.end(work.held)
+
     async def _attempt(self, work: Work, slot: SlotLike) -> None:
         """Run until there is an outcome other than "once more, at once", and settle it."""
         delivery = work.delivery
@@ -154,16 +176,22 @@ class Handling:
             if not effects or type(effects[0]) is not RunAgain:
                 break
             work.envelope, work.outbox = effects[0].envelope, None
+            if work.held is not None:
+                await work.held.begin_again()
         work.over = True
         if work.settled:
             effects = self._left_to_do(work, effects)
-        await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer)
+        if work.held is not None:
+            effects = _with_claim(work, effects)
+        await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer, work.held)
 
     async def _run(self, work: Work, slot: SlotLike) -> Effects:
         task = asyncio.current_task()
         try:
             body = await self._runner.run(work, slot)
-            if work.outbox is not None and work.requeue is None:
+            if work.held is not None:
+                work.result = body
+            elif work.outbox is not None and work.requeue is None:
                 await work.outbox.flush(self._services.transport)
         except BaseException as error:
             if ends_task(error, task):
@@ -183,7 +211,7 @@ class Handling:
         retry = handler.call_retry if calls else handler.job_retry
         if work.settled.startswith("ctx."):
             retry = NO_RETRY  # The handler has decided what becomes of the message.
-        fault = outcome.fault_of(error, self._services.errors.describe(error))
+        fault = work.fault = outcome.fault_of(error, self._services.errors.describe(error))
         effects = outcome.failed(delivery, envelope, error, fault, self._terms, retry=retry, now=self._now())
         if self._window is not None:
             self._record(self._window, failed=True)
@@ -237,8 +265,12 @@ class Handling:
             self._end_span(work, "abandoned")
         if why == "lost":
             self._telemetry.lease_lost(work.delivery)
+            await self._let_go(work)
             return
-        if why == "time_limit":
+        if why == "cancelled":
+            self._telemetry.cancelled(work.delivery, work.envelope)
+            effects = claiming.cancelled(work.delivery)
+        elif why == "time_limit":
             limit = work.handler.options.time_limit or 0.0
             effects = self._failed(work, TimeLimitExceeded(limit))
             if effects and type(effects[0]) is RunAgain:  # the slot was cancelled, so "at once" is by a copy
@@ -248,7 +280,36 @@ class Handling:
             effects = (Release(),)
         if work.settled:
             effects = self._left_to_do(work, effects)
-        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
+        if work.held is not None and why != "cancelled":
+            effects = _with_claim(work, effects)
+        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer, work.held)
+        if work.held is not None and self._claims is not None:
+            await self._claims.end(work.held)
+
+    async def _let_go(self, work: Work) -> None:
+        """The message is elsewhere, and who has it may begin as soon as the key is free; but not while a thread of ours
+        still works on it."""
+        if work.held is None or self._claims is None:
+            return
+        await self._claims.end(work.held)
+        if work.thread is None or not work.thread.left_behind:
+            try:
+                await work.held.let_go()
+            except StoreUnavailable as error:  # then its lease ends
+                self._telemetry.unsettled(work.delivery, error)
+
+
+def _with_claim(work: Work, effects: Effects) -> Effects:
+    """What was decided about the message, and what its claim is told of it."""
+    if work.held is not None and work.held.lost:
+        return tuple(effect for effect in effects if isinstance(effect, Release))
+    if work.ack_again:
+        effects = (*effects, outcome.ACK)
+    if work.result is None or work.requeue is not None:
+        return claiming.not_succeeded(effects, work.fault, work.envelope)
+    outbox = work.outbox
+    outgoing, departures = (outbox.pack(), outbox.departures) if outbox is not None else (b"", ())
+    return claiming.succeeded(effects, work.result, outgoing, departures)
 
 
 _REASONS: dict[type[Exception], outcome.Reason] = {

@@ -51,7 +51,7 @@ class Idempotency:
     orphans: OnOrphan = "fail"
 
     def __post_init__(self) -> None:
-        if not (self.key is None or callable(self.key) or (isinstance(self.key, str) and self.key)):
+        if not (self.key is None or callable(self.key) or self.key):
             raise ConfigurationError(f"an idempotency key is the name of a field or a function, not {self.key!r}")
         if not (self.lease >= 0.1 and self.ttl > 0):
             raise ConfigurationError("a claim's lease is at least 0.1 s, its ttl is positive")

@@ -179,11 +179,3 @@ class QueueStats:
     topics: frozenset[str]
     patterns: frozenset[str]
     ephemeral: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A message that was sent and that nobody waits for."""
-
-    id: str
-    topic: str

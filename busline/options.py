@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from busline.errors import ConfigurationError
+from busline.idempotency import Idempotency
 from busline.message import Binding
 from busline.retry import Retry
 
@@ -117,6 +118,7 @@ class HandlerOptions(TypedDict, total=False):
     * `soft_time_limit`: SoftTimeLimitExceeded is raised inside an async handler, which may clean up, or return.
     * `time_limit`: the handler is cancelled, or its process killed; a failure like any other.
     * `executor`: where a plain function runs; "thread", or "process", which makes it killable.
+    * `idempotency`: its effect happens once per key, by means of a store; see Idempotency.
     * `on_failure`: called on the final failure, with what it asks for by annotation: the error, the Context, and the
       payload as the handler takes it. Its own failure is logged and loses nothing.
 
@@ -136,6 +138,7 @@ class HandlerOptions(TypedDict, total=False):
     soft_time_limit: float | None
     time_limit: float | None
     executor: Executor
+    idempotency: Idempotency | None
     on_failure: Callable[..., Any] | None
     rate_limit: str | None
     concurrency: int | None
@@ -154,6 +157,7 @@ class Options:
     soft_time_limit: float | None = None
     time_limit: float | None = None
     executor: Executor = "thread"
+    idempotency: Idempotency | None = None
     on_failure: Callable[..., Any] | None = None
     rate_limit: str | None = None
     concurrency: int | None = None

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from busline.errors import NoHandler
-from busline.message import Destination, Job, Message, ToQueue
+from anyio import CancelScope, move_on_after
+
+from busline.errors import StoreUnavailable
+from busline.jobs import Job, Tracking, hand_over
+from busline.message import Destination, Message
+from busline.parcels import Parcel, pack
+from busline.telemetry import log
 from busline.transports.base import Transport
+from busline.wire import decode_envelope
+
+DROPPING = 5.0
+"""Seconds that forgetting a job may take whose message could not be sent."""
 
 
 @dataclass(slots=True)
@@ -21,6 +30,8 @@ class Departure:
     """The queue that takes it if nobody owns its topic."""
     on_left: Callable[[BaseException | None], None] | None = None
     """Told that the broker has it, or why not."""
+    tracking: Tracking | None = None
+    """How it is tracked as a job; None where it is not."""
 
     async def leave(self, transport: Transport) -> None:
         """Hand it to the broker. Raises as `Transport.send`."""
@@ -35,15 +46,40 @@ class Departure:
         self.on_left(None)
 
     async def _hand_over(self, transport: Transport) -> None:
-        if self.to is None:
-            await transport.publish(self.message.topic, self.message)
+        if self.tracking is not None and not await self._track(self.tracking):
             return
         try:
-            await transport.send(self.to, self.message)
-        except NoHandler:
-            if self.fallback is None or isinstance(self.to, ToQueue):
-                raise
-            await transport.send(ToQueue(self.fallback), self.message)
+            await hand_over(transport, self.message, self.to, self.fallback)
+        except BaseException:
+            if self.tracking is not None:
+                await self._forget()
+            raise
+
+    async def _track(self, tracking: Tracking) -> bool:
+        """False if it is not to be sent, because its `unique` belongs to another job, which `job` now is."""
+        sent_at = decode_envelope(self.message, 0.0).sent_at
+        kept = await self.job.tracked(sent_at, self.parcel(), tracking)
+        unsent, self.job.id = self.job.id, kept.id
+        return kept.id == unsent
+
+    async def _forget(self) -> None:
+        """So that nobody waits for a job that never was, and its `unique` is free."""
+        with CancelScope(shield=True), move_on_after(DROPPING):
+            try:
+                await self.job.untracked()
+            except StoreUnavailable as error:  # what kept the message from leaving is what its sender must know
+                log.warning("job %s is still tracked: %s", self.job.id, error, extra={"event": "job_not_dropped"})
+
+    def parcel(self) -> Parcel:
+        """As it is kept in a store."""
+        return Parcel(self.message, self.to, self.fallback, self.tracking.fields() if self.tracking else None)
+
+
+def departure_of(parcel: Parcel, job: Callable[[str], Job]) -> Departure:
+    """What was kept in a store, ready to leave once more; `job` finds a job by its id."""
+    tracking = Tracking(**parcel.job) if parcel.job is not None else None
+    kept = job(decode_envelope(parcel.message, 0.0).id)
+    return Departure(parcel.message, parcel.to, kept, parcel.fallback, tracking=tracking)
 
 
 class Outbox:
@@ -57,6 +93,15 @@ class Outbox:
     def add(self, departure: Departure) -> None:
         """Keep it until the handler has succeeded."""
         self._departures.append(departure)
+
+    @property
+    def departures(self) -> tuple[Departure, ...]:
+        """What waits."""
+        return tuple(self._departures)
+
+    def pack(self) -> bytes:
+        """All of it as bytes."""
+        return pack(*(departure.parcel() for departure in self._departures))
 
     def __len__(self) -> int:
         return len(self._departures)

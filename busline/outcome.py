@@ -10,9 +10,9 @@ should look at it: it was rejected, could not be read, or keeps killing its work
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
@@ -125,11 +125,20 @@ class LetGo:
     """The claim that is held is given up: somebody tries again."""
 
 
+class Leaving(Protocol):
+    """A message that is ready to leave."""
+
+    async def leave(self, transport: Any) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Everything that the handler sent leaves, packed as the store keeps it."""
+    """Everything that the handler sent leaves."""
 
     outgoing: bytes
+    """Packed as the store keeps it."""
+    departures: Sequence[Leaving] = ()
+    """The same, where the handler has only just sent it."""
 
 
 Effect = (
@@ -268,6 +277,11 @@ def final(
     if message.reply_to is None or fault.reason in ("rejected", "undecodable", "poison"):
         effects.append(DeadLetter(dead_letter(delivery, envelope, fault, terms, now), fault))
     return (*effects, ACK)
+
+
+def is_final(effects: Effects) -> bool:
+    """The message comes to its end without having run, and somebody may want to know."""
+    return any(isinstance(effect, DeadLetter | Reply) for effect in effects)
 
 
 def nacked(delivery: Delivery, envelope: Envelope, terms: Terms, *, requeue: bool, delay: float, now: float) -> Effects:

@@ -11,9 +11,7 @@ import orjson
 from busline.errors import CodecError
 from busline.message import Destination, Message, ToQueue, ToTopic
 
-_FIELDS = (
-    *("topic", "meta", "headers", "correlation_id", "reply_to", "priority", "delay", "ttl", "expendable"),
-)
+_FIELDS = (*("topic", "meta", "headers", "correlation_id", "reply_to", "priority", "delay", "ttl", "expendable"),)
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from busline.binding import Binding, check_process_handler
 from busline.errors import ConfigurationError
+from busline.idempotency import Idempotency
 from busline.message import QueueSpec
 from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
@@ -58,9 +59,12 @@ class Handler:
     """As declared."""
     limited: bool = field(init=False)
     """It has a time limit."""
+    idempotency: Idempotency | None = field(init=False)
+    """As declared."""
 
     def __post_init__(self) -> None:
         options = self.options = self.declaration.options
+        self.idempotency = options.idempotency
         self.limited = options.soft_time_limit is not None or options.time_limit is not None
 
 

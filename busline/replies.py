@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from busline.codec import decode, decode_as
-from busline.errors import CodecError, NoHandler, RemoteError, Unavailable
+from busline.errors import (
+    CodecError,
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    NoHandler,
+    RemoteError,
+    Unavailable,
+)
 from busline.message import Message
 from busline.registry import ErrorRegistry
 from busline.wire import decode_error, reply_status
+
+_KEY_ERRORS: dict[str, type[IdempotencyConflict] | type[IdempotencyMismatch]] = {
+    "busline.idempotency_conflict": IdempotencyConflict,
+    "busline.idempotency_mismatch": IdempotencyMismatch,
+}
 
 
 def result_of(reply: Message, topic: str, returns: Any, errors: ErrorRegistry, where: str) -> Any:
     """The result, as `returns` if that is given; raises what the handler raised, or CodecError."""
     if reply_status(reply) == "error":
-        raise _error(reply, topic, errors, where)
+        raise error_of(reply.body, topic, errors, where)
     if returns is None:
         return decode(reply.body)
     try:
@@ -23,10 +35,13 @@ def result_of(reply: Message, topic: str, returns: Any, errors: ErrorRegistry, w
         raise CodecError(f"the reply of {topic!r} is not what was expected: {error}") from error
 
 
-def _error(reply: Message, topic: str, errors: ErrorRegistry, where: str) -> Exception:
-    kind, text, details = decode_error(reply.body)
+def error_of(body: bytes, topic: str, errors: ErrorRegistry, where: str) -> Exception:
+    """The error that an error reply, or the store, tells of."""
+    kind, text, details = decode_error(body)
     if kind == "busline.no_handler":
         return NoHandler(topic, where)
     if kind == "busline.unavailable":
         return Unavailable(text)
+    if kind in _KEY_ERRORS and isinstance(details.get("key"), str):
+        return _KEY_ERRORS[kind](details["key"])
     return errors.rebuild(kind, text, details) or RemoteError(kind, text, details)

@@ -62,6 +62,8 @@ class Router:
         if broadcast:
             if checked.retry is not None or isinstance(checked.queue, Queue):
                 raise ConfigurationError("a broadcast is delivered at most once: it takes no retry= and no Queue(...)")
+            if checked.idempotency is not None:
+                raise ConfigurationError("a broadcast is for every process: it takes no idempotency=")
             checked = replace(checked, retry=Retry(max_retries=0))
 
         def declare(function: F) -> F:

@@ -43,7 +43,7 @@ class Runner:
         self._notices = services.notices
 
     async def run(self, work: Work, slot: Cancellable) -> bytes:
-        """The JSON of what the handler returned; null where nobody waits for it. Raises what the handler raises."""
+        """The JSON of what the handler returned; null where nobody asks for it. Raises what the handler raises."""
         handler, message = work.handler, work.delivery.message
         binding = handler.binding
         notice = self._set_notice(work) if message.reply_to is not None else 0
@@ -68,7 +68,7 @@ class Runner:
             if type(result) is CoroutineType or isawaitable(result):  # also what a plain function returns
                 work.drive = drive = Drive(variables, result if type(result) is CoroutineType else _awaited(result))
                 result = await drive
-            return NULL if message.reply_to is None else encode(result)
+            return NULL if message.reply_to is None and work.held is None else encode(result)
         finally:
             # What the drive runs knows the work through its context: a circle, which only the garbage collector ends.
             work.drive = None

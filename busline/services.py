@@ -18,6 +18,7 @@ from busline.transports.base import Transport
 from busline.wheel import Wheel
 
 if TYPE_CHECKING:
+    from busline.claims import Claims
     from busline.work import Work
 
 Alarm = Callable[[], None]
@@ -31,6 +32,7 @@ class Settings:
     max_deliveries: int
     unknown_grace: float
     max_clock_skew: float
+    result_ttl: float = 3600.0
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +53,8 @@ class Services:
     threads: CapacityLimiter
     on_stuck: Callable[[str], None]
     """A handler cannot be ended: its process should be replaced."""
+    claims: Claims | None = None
+    """Of idempotency keys; None where the bus has no store."""
     on_message: Callable[[], None] | None = None
     """Told of each message that is taken."""
     before: Callable[[Work], None] | None = None

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from busline.binding import InvalidPayload
 from busline.context import Context
 from busline.driving import ends_task
-from busline.errors import BuslineError, CodecError, LeaseLost, MessageTooLarge, TransportError
+from busline.errors import (
+    BuslineError,
+    CodecError,
+    ConfigurationError,
+    LeaseLost,
+    MessageTooLarge,
+    NoHandler,
+    QueueNotFound,
+    TransportError,
+)
+from busline.held import Held
 from busline.message import Delivery, Limits, Message, ToQueue
+from busline.outbox import departure_of
 from busline.outcome import (
     ACK,
     MESSAGE_LIMIT,
+    Complete,
     DeadLetter,
     Drop,
     Effect,
     Effects,
+    Fail,
     Fault,
+    Leave,
+    LetGo,
     OnFailure,
     Pause,
     Release,
@@ -29,6 +44,7 @@ from busline.outcome import (
     final,
     shorter_letters,
 )
+from busline.parcels import unpack
 from busline.registry import QueuePlan
 from busline.running import call_apart
 from busline.services import Services
@@ -49,8 +65,9 @@ class Settlement:
     def __init__(
         self, plan: QueuePlan, terms: Terms, services: Services, pause: Callable[[float], Awaitable[None]]
     ) -> None:
-        self._plan = plan
-        self._terms = terms
+        self.plan = plan
+        """Of the queue."""
+        self.terms = terms
         self._services = services
         self._transport = services.transport
         self._telemetry = services.telemetry
@@ -64,21 +81,34 @@ class Settlement:
         try:
             await work.consumer.ack(work.delivery, confirm=True)
         except LeaseLost:
+            if work.held is not None:
+                return True  # The key is ours, so whoever has the message now will not run it.
             self._telemetry.lease_lost(work.delivery)
             return False
         except TransportError as error:
+            if work.held is not None:
+                work.ack_again = True
+                return True
             await self._give_up(work.delivery, work.consumer, error)
             return False
         return True
 
-    async def carry_out(self, effects: Effects, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
-        """Every effect in turn. A transport that fails leaves the message to be delivered again."""
+    async def carry_out(
+        self, effects: Effects, delivery: Delivery, envelope: Envelope, consumer: Consumer, held: Held | None = None
+    ) -> None:
+        """Every effect in turn. A transport or a store that fails leaves the message to be delivered again."""
         try:
             for effect in effects:
                 if effect is ACK:
                     await consumer.ack(delivery)
                 elif type(effect) is Reply:
                     await self._reply(delivery, effect.message)
+                elif held is not None and isinstance(effect, Complete | Fail | LetGo):
+                    await _record(effect, held)
+                elif type(effect) is Leave:
+                    if (instead := await self._leave(effect, delivery, envelope)) is not None:
+                        await self.carry_out(instead, delivery, envelope, consumer)
+                        return
                 else:
                     await self._perform(effect, delivery, envelope, consumer)
         except LeaseLost:
@@ -105,6 +135,26 @@ class Settlement:
             case Drop():
                 self._telemetry.dropped(delivery, envelope)
 
+    async def _leave(self, effect: Leave, delivery: Delivery, envelope: Envelope) -> Effects | None:
+        """None, or what to do if something that the handler sent can never leave: its result is recorded, so it is not
+        run again, and its message tells of it as a dead letter."""
+        departures = effect.departures or [
+            departure_of(parcel, self._services.bus.job) for parcel in unpack(effect.outgoing)
+        ]
+        for departure in departures:
+            try:
+                await departure.leave(self._transport)
+            except (NoHandler, QueueNotFound, MessageTooLarge, ConfigurationError) as error:
+                fault = Fault(
+                    "failed", "busline.undeliverable", f"it was done, and a message of it cannot leave: {error}", {}
+                )
+                return final(delivery, envelope, fault, self.terms, now=self._now(), error=error)
+        return None
+
+    async def settle_orphan(self, effects: Effects, delivery: Delivery, envelope: Envelope, held: Held) -> None:
+        """Of a message that only its claim still has: what fails leaves it an orphan."""
+        await self.carry_out(effects, delivery, envelope, NOBODY, held)
+
     async def _resend(self, delivery: Delivery, envelope: Envelope, message: Message, consumer: Consumer) -> None:
         if self.limits is not None and message.priority > self.limits.priorities:
             # Its sender took the priority from elsewhere, and the broker counts it as the highest that it knows.
@@ -114,7 +164,7 @@ class Settlement:
         except MessageTooLarge as error:
             # The next attempt says a little more than this one. What cannot be sent again has come to its end.
             fault = Fault("too_large", "busline.too_large", f"it cannot be tried again: {error}", {})
-            for effect in final(delivery, envelope, fault, self._terms, now=self._now(), error=error):
+            for effect in final(delivery, envelope, fault, self.terms, now=self._now(), error=error):
                 if effect is not ACK:
                     await self._perform(effect, delivery, envelope, consumer)
 
@@ -151,7 +201,7 @@ class Settlement:
         return delivered
 
     async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
-        dead = self._plan.dead_letters
+        dead = self.plan.dead_letters
         if dead is not None:
             await self._keep(dead.name, delivery, envelope, message, fault)
         where = dead.name if dead else "nowhere, as the queue is ephemeral"
@@ -169,7 +219,7 @@ class Settlement:
             await self._transport.send(ToQueue(queue), message)
             return
         except MessageTooLarge as error:
-            shorter = shorter_letters(delivery, envelope, fault, self._terms, now=self._now())
+            shorter = shorter_letters(delivery, envelope, fault, self.terms, now=self._now())
             for letter in shorter[:-1]:
                 try:
                     await self._transport.send(ToQueue(queue), letter)
@@ -182,7 +232,7 @@ class Settlement:
 
     async def _tell(self, delivery: Delivery, envelope: Envelope, error: BaseException, consumer: Consumer) -> None:
         """Call the handler's `on_failure`; what it sends through its context leaves when it returns."""
-        handler = self._plan.find(delivery.message.topic)
+        handler = self.plan.find(delivery.message.topic)
         if handler is None or handler.on_failure is None:
             return
         binding, task = handler.on_failure, asyncio.current_task()
@@ -216,3 +266,38 @@ class Settlement:
             await consumer.release(delivery, delay=min(wanted, longest))
         except BuslineError as again:
             self._telemetry.unsettled(delivery, again)
+
+
+async def _record(effect: Complete | Fail | LetGo, held: Held) -> None:
+    match effect:
+        case Complete(result, outgoing):
+            await held.complete(result, outgoing)
+        case Fail(error, cancelled):
+            await held.fail(error, cancelled=cancelled)
+        case LetGo():
+            await held.let_go()
+
+
+class _Nobody:
+    """The consumer of a message that no broker knows any more."""
+
+    async def receive(self, max_messages: int) -> Sequence[Delivery]:
+        return ()
+
+    async def resize(self, slots: int) -> Sequence[Delivery]:
+        return ()
+
+    async def ack(self, *deliveries: Delivery, confirm: bool = False) -> None:
+        """Nobody has to be told."""
+
+    async def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
+        """Nobody could take it back."""
+
+    async def extend(self, *deliveries: Delivery, lease: float) -> Sequence[Delivery]:
+        return ()
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+NOBODY: Consumer = _Nobody()

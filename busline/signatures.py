@@ -45,3 +45,7 @@ class SendOptions(TypedDict, total=False):
     delay: float | None
     eta: datetime | None
     ttl: float | None
+    idempotency_key: str | None
+    track: bool
+    unique_for: float | None
+    unique_key: str | None

@@ -16,7 +16,8 @@ from busline.codec import encode
 from busline.context import CURRENT
 from busline.errors import CallTimeout, MessageTooLarge, NoHandler, TransportClosed
 from busline.events import Events
-from busline.message import Destination, Job, Message, ToQueue
+from busline.jobs import Job, JobInfo, Jobs, tracking_of
+from busline.message import Destination, Message, ToQueue
 from busline.observing import Kind
 from busline.outbox import Departure
 from busline.references import References
@@ -40,6 +41,7 @@ from busline.signatures import (
     Req,
     SendOptions,
 )
+from busline.storing import StoreDoor
 from busline.telemetry import Telemetry
 from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
@@ -61,6 +63,8 @@ class Session:
     transport: Transport
     calls: Calls
     events: Events
+    door: StoreDoor | None
+    jobs: Jobs
     users: int = 1
     """How often the bus has been entered; the last one to leave closes it."""
 
@@ -191,12 +195,22 @@ class Verbs(Router):
         delay: float | None = None,
         eta: datetime | None = None,
         ttl: float | None = None,
+        idempotency_key: str | None = None,
+        track: bool = False,
+        unique_for: float | None = None,
+        unique_key: str | None = None,
     ) -> Job:
         """Hand a job to the topic's owner; returns once the broker has it durably. `topic` as for `call`.
 
         It may be delivered after `delay` seconds, or at `eta` (with a time zone); it must start within `ttl` seconds
         from now or becomes a dead letter. Higher `priority` goes first. Raises NoHandler for a topic that nobody ever
         declared, QueueNotFound for a `queue` that does not exist, MessageTooLarge, CodecError, TransportError.
+
+        With `track=True` the store knows the job, so that its status, progress and result can be asked for. With an
+        `idempotency_key` it does, too, and its effect happens once for all messages to the topic with this key. With
+        `unique_for` seconds, a job of the same topic and `unique_key` (by default: the same payload) that was sent
+        within that time is returned instead, and nothing is sent. Raises ConfigurationError where there is no store,
+        StoreUnavailable.
         """
         departure = self.prepare_send(
             topic,
@@ -207,9 +221,22 @@ class Verbs(Router):
             delay=delay,
             eta=eta,
             ttl=ttl,
+            idempotency_key=idempotency_key,
+            track=track,
+            unique_for=unique_for,
+            unique_key=unique_key,
         )
         await departure.leave(self._open_session.transport)
         return departure.job
+
+    def job(self, id: str) -> Job:
+        """The job of this id, as `send` returned it, here or elsewhere; whether it is known, its methods tell."""
+        return Job(id, "", self._open_session.jobs)
+
+    async def jobs(self, limit: int = 50, *, topic: str = "") -> list[JobInfo]:
+        """Up to `limit` jobs that the store knows, the latest sent first. Raises ConfigurationError where there is no
+        store, StoreUnavailable."""
+        return await self._open_session.jobs.list(limit, topic=topic)
 
     def prepare_send(
         self,
@@ -222,12 +249,20 @@ class Verbs(Router):
         delay: float | None = None,
         eta: datetime | None = None,
         ttl: float | None = None,
+        idempotency_key: str | None = None,
+        track: bool = False,
+        unique_for: float | None = None,
+        unique_key: str | None = None,
+        id: str | None = None,
     ) -> Departure:
-        """What `send` would send, validated and encoded, for an outbox. Raises MessageTooLarge, CodecError,
-        ConfigurationError."""
+        """What `send` would send, validated and encoded, for an outbox; `id` is the message's, by default a new one.
+        Raises MessageTooLarge, CodecError, ConfigurationError."""
         name = check_topic(topic if isinstance(topic, str) else self._refer(topic, payload)[0])
         now = self._clock.time()
-        envelope = self._envelope(now)
+        envelope = self._envelope(now, id)
+        tracks = track or unique_for is not None
+        envelope.key = idempotency_key if idempotency_key is not None else "" if tracks else None
+        jobs = self._open_session.jobs
         wait = seconds_until(delay, eta, now)
         if wait:
             envelope.due_at = now + wait
@@ -235,7 +270,11 @@ class Verbs(Router):
         message.priority = priority or 0
         message.delay = wait
         self._open_session.events.emit("event.sent", name, envelope)
-        departure = Departure(message, self._routes.to(name, queue), Job(envelope.id, name), self._routes.fallback)
+        departure = Departure(
+            message, self._routes.to(name, queue), self._job_of(envelope, name), self._routes.fallback
+        )
+        if envelope.key is not None and jobs.tracks(tracks):
+            departure.tracking = tracking_of(message, unique_for, unique_key)
         return self._observed("job", departure, envelope, queue)
 
     async def publish(
@@ -258,13 +297,14 @@ class Verbs(Router):
         *,
         headers: Mapping[str, str] | None = None,
         ttl: float | None = None,
+        id: str | None = None,
     ) -> Departure:
         """What `publish` would publish, for an outbox. Raises as `prepare_send`."""
         now = self._clock.time()
-        envelope = self._envelope(now)
+        envelope = self._envelope(now, id)
         message = self._message(check_topic(topic), payload, envelope, headers, ttl, now)
         self._open_session.events.emit("event.sent", topic, envelope)
-        return self._observed("event", Departure(message, None, Job(envelope.id, topic)), envelope)
+        return self._observed("event", Departure(message, None, self._job_of(envelope, topic)), envelope)
 
     def client(self, service: Callable[..., S], *, prefix: str | None = None, **options: Unpack[CallOptions]) -> S:
         """A client of a whole service, described by a class, best a Protocol: `await client.create(order)` calls
@@ -299,12 +339,15 @@ class Verbs(Router):
             raise MessageTooLarge(len(body), self._settings.max_body_bytes)
         return body
 
-    def _envelope(self, now: float) -> Envelope:
+    def _job_of(self, envelope: Envelope, topic: str) -> Job:
+        return Job(envelope.id, topic, self._open_session.jobs)
+
+    def _envelope(self, now: float, id: str | None = None) -> Envelope:
         """A new message's; within a handler it belongs to the conversation of the message that is handled."""
         cause = CURRENT.get()
         if cause is None:
-            return Envelope(new_id(), now)
-        return Envelope(new_id(), now, correlation_id=cause.correlation_id, causation_id=cause.id)
+            return Envelope(id or new_id(), now)
+        return Envelope(id or new_id(), now, correlation_id=cause.correlation_id, causation_id=cause.id)
 
     def _message(
         self,

@@ -1,9 +1,9 @@
 """The envelope and the reply as they travel: `Message.meta` is one compact JSON string, the body the payload alone.
 
 On a request: `v` (1), `id`, `sent`, and where they say something `attempt`, `deadline`, `expires`, `due`,
-`correlation`, `causation`, `key`, `replay`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch. Fields
-that this version does not know are kept when a message is sent on; a version that it does not know is refused, never
-guessed.
+`correlation`, `causation`, `key`, `replay`, `failure`. On a reply: `v`, `status`. Instants are seconds since the epoch.
+Fields that this version does not know are kept when a message is sent on; a version that it does not know is refused,
+never guessed.
 """
 
 from __future__ import annotations

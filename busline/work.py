@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from busline.driving import Drive
-from busline.errors import AlreadySettled
+from busline.errors import AlreadySettled, ConfigurationError, StoreUnavailable
 from busline.executors import ThreadRun
+from busline.held import Held
+from busline.jobs import NO_STORE, Progress
 from busline.message import Delivery
 from busline.outbox import Departure, Outbox
+from busline.outcome import Fault
 from busline.registry import Handler
+from busline.telemetry import log
 from busline.transports.base import Consumer, Transport
 from busline.wire import Envelope
 
@@ -19,24 +24,29 @@ if TYPE_CHECKING:
 EARLY_ACK = "ack='early'"
 OWN_ACK = "ctx.ack()"
 
-Why = Literal["lost", "time_limit", "leaving"]
-"""Why a handler was cancelled: its message is no longer ours, it took too long, the worker leaves."""
+Why = Literal["lost", "time_limit", "leaving", "claim_lost", "cancelled"]
+"""Why a handler was cancelled: its message is no longer ours, it took too long, the worker leaves, its idempotency key
+is no longer ours, somebody cancelled the job."""
 
 
 class Work:
     """One attempt, or several that follow each other at once. Made when a handler is about to run."""
 
     __slots__ = (
+        "ack_again",
         "began_at",
         "consumer",
         "delivery",
         "drive",
         "envelope",
+        "fault",
         "handler",
+        "held",
         "outbox",
         "over",
         "payload",
         "requeue",
+        "result",
         "settled",
         "span",
         "thread",
@@ -65,6 +75,14 @@ class Work:
         """By what the message was settled already; "" = by nothing."""
         self.requeue: tuple[bool, float] | None = None
         """What `ctx.nack` asked for: requeue, delay."""
+        self.held: Held | None = None
+        """The claim on its idempotency key; None where it has none."""
+        self.result: bytes | None = None
+        """Of a handler that has returned."""
+        self.fault: Fault | None = None
+        """Of a handler that has raised."""
+        self.ack_again = False
+        """It was to be acked before it ran, and that failed: tried again when it has run."""
         self.span: Any = None
         """What the observer has begun with this attempt; None where nobody observes it."""
         self.over = False
@@ -102,3 +120,39 @@ class Work:
         """For `ctx.nack()`: carried out when the handler has ended, so that the message never runs twice at once."""
         self.settle_by(f"ctx.nack(requeue={requeue})")
         self.requeue = (requeue, delay)
+
+    # -- what needs a claim -------------------------------------------------------------------------------------
+
+    def next_id(self) -> str | None:
+        """The id of the next message that the handler sends: the same in every attempt, so that whoever gets it twice
+        knows it again. None where nobody would repeat it."""
+        if self.held is None:
+            return None
+        self.held.sent += 1
+        return f"{self.envelope.id}/{self.held.sent}"
+
+    async def set_progress(self, current: float, total: float | None, note: str) -> None:
+        """For `ctx.progress()`."""
+        if self.held is None:
+            return
+        progress = Progress(current, total, note, self.held.now())
+        try:
+            await self.held.store.set_progress(self.envelope.id, progress.encode())
+        except StoreUnavailable as error:  # the work itself is not concerned
+            log.warning(
+                "the progress of %s is not kept: %s", self.envelope.id, error, extra={"event": "progress_not_kept"}
+            )
+
+    async def last_progress(self) -> Progress | None:
+        """For `ctx.last_progress()`."""
+        job = await self.held.store.job(self.envelope.id) if self.held is not None else None
+        return Progress.decode(job.progress) if job is not None else None
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """For `ctx.transaction()`."""
+        if self.held is None:
+            raise ConfigurationError(
+                "ctx.transaction() completes an idempotency key: give the handler idempotency=Idempotency(...), or the "
+                f"message a key. It {NO_STORE}"
+            )
+        return self.held.transaction()

@@ -20,6 +20,7 @@ import anyio
 from anyio import create_task_group
 from anyio.abc import TaskGroup
 
+from busline.claims import Claims
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Delivery, Health
 from busline.operated import Post, State
@@ -177,6 +178,8 @@ class Worker:
                 self._tasks = tasks
                 for queue in self._queues:
                     tasks.start_soon(queue.run, name=f"busline queue {queue.plan.spec.name}")
+                if self._services.claims is not None:
+                    tasks.start_soon(self._keep_claims, self._services.claims, name="busline claims")
                 tasks.start_soon(self._leave, tasks, name="busline drain")
                 tasks.start_soon(self._watch, name="busline health")
                 if self._post is not None:
@@ -187,6 +190,14 @@ class Worker:
             raise _single(group) from None
         finally:
             await self._close()
+
+    async def _keep_claims(self, claims: Claims) -> None:
+        """Until all queues have ended."""
+        async with create_task_group() as side:
+            side.start_soon(claims.run, name="busline claim keeper")
+            for queue in self._queues:
+                await queue.ended.wait()
+            side.cancel_scope.cancel()
 
     async def _watch(self) -> None:
         """Log that the broker was lost, and that it is back, until the worker leaves; drivers are silent."""

@@ -40,6 +40,11 @@ LAYERS = [
             "references",
             "signatures",
             "within",
+            "idempotency",
+            "parcels",
+            "claiming",
+            # Handles for users, like `context`: all their awaiting is for the ports.
+            "jobs",
         }
         | {"transports", "stores"},
     ),
@@ -59,6 +64,7 @@ LAYERS = [
             "executors",
             "running",
         }
+        | {"storing", "held", "claims", "orphans"}
         | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
     ("façade", {"bus", "verbs", "router", "clients", "sync", ""}),

@@ -189,7 +189,7 @@ class Inspectable(Protocol):
 
 @runtime_checkable
 class HasStore(Protocol):
-    """A transport beside which there is a store for idempotency keys and jobs, without a server of its own; optional."""
+    """A transport beside which there is a store for idempotency keys and jobs that needs no server; optional."""
 
     @property
     def store_url(self) -> str:

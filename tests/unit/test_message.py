@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from busline.message import Delivery, Job, Message, QueueSpec, ToQueue, ToTopic
+from busline.message import Delivery, Message, QueueSpec, ToQueue, ToTopic
 
 
 def test_a_message_is_a_topic_and_a_body_and_little_else() -> None:
@@ -28,7 +28,7 @@ def test_a_delivery_is_itself_and_no_other() -> None:
     assert (one.deliveries, one.leased_until) == (1, 0.0)
 
 
-@pytest.mark.parametrize("value", [QueueSpec("q"), ToQueue("q"), ToTopic("t"), Job("i", "t")], ids=repr)
+@pytest.mark.parametrize("value", [QueueSpec("q"), ToQueue("q"), ToTopic("t")], ids=repr)
 def test_what_describes_does_not_change(value: object) -> None:
     (first, *_) = dataclasses.fields(value)  # type: ignore[arg-type]  # all of them are dataclasses
     with pytest.raises(dataclasses.FrozenInstanceError):

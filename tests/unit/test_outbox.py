@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from busline import Bus, Context, Reject, RemoteError, Retry
+from busline.clock import SystemClock
 from busline.codec import decode
 from busline.errors import CodecError, ConfigurationError, ConnectionLost, MessageTooLarge, NoHandler, QueueNotFound
-from busline.message import Destination, Job, Message, ToQueue, ToTopic
+from busline.jobs import Job, Jobs
+from busline.message import Destination, Message, ToQueue, ToTopic
 from busline.outbox import Departure, Outbox
 from busline.transports.base import Inspectable
 
 numbers = count()
+JOBS = Jobs(None, None, lambda body, topic: Exception(), SystemClock())  # type: ignore[arg-type]  # none is asked for
 
 
 class Broker:
@@ -40,7 +43,7 @@ class Broker:
 
 
 def departure(topic: str, to: Destination | None = None, fallback: str | None = None) -> Departure:
-    return Departure(Message(topic, b""), to, Job("i", topic), fallback)
+    return Departure(Message(topic, b""), to, Job("i", topic, JOBS), fallback)
 
 
 async def leave(broker: Broker, *departures: Departure) -> Outbox:

@@ -32,7 +32,20 @@ text = st.text(st.characters(exclude_categories=("Cs",)))
 name = text.filter(bool)
 scalar = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | text
 plain = st.recursive(scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=4)
-KNOWN = {"v", "id", "sent", "attempt", "deadline", "expires", "due", "correlation", "causation", "key", "failure"}
+KNOWN = {
+    "v",
+    "id",
+    "sent",
+    "attempt",
+    "deadline",
+    "expires",
+    "due",
+    "correlation",
+    "causation",
+    "key",
+    "replay",
+    "failure",
+}
 
 envelopes = st.builds(
     Envelope,
@@ -44,6 +57,7 @@ envelopes = st.builds(
     correlation_id=name,
     causation_id=st.none() | name,
     key=st.none() | name,
+    replay=st.none() | name,
     failure=st.none() | st.dictionaries(text, plain, min_size=1),
     unknown=st.dictionaries(text.filter(lambda key: key not in KNOWN), plain),
 )

@@ -42,6 +42,8 @@ class MemoryBroker:
         self.clock = clock
         self.lease = lease
         self.where = f"memory://{name}"
+        self.store_url = f"memory://{name or f'broker-{uuid.uuid4().hex}'}"
+        """Of the store of all that are clients of this broker, with a name or without."""
         self.queues: dict[str, Queue] = {}
         self._random = random.Random(seed).random
         self._owners: dict[str, Queue] = {}

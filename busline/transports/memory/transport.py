@@ -129,6 +129,10 @@ class MemoryTransport:
     def where(self) -> str:
         return self._broker.where
 
+    @property
+    def store_url(self) -> str:
+        return self._broker.store_url
+
     def _opened(self) -> MemoryBroker:
         if self._open is None:
             raise TransportClosed(f"the transport to {self.where} is not open")
