@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from busline.bus import Bus
 from busline.errors import ConfigurationError
-from busline.message import Delivery, Job
+from busline.jobs import Job
+from busline.message import Delivery
 from busline.telemetry import Telemetry
 from busline.testing.clock import TURNS, VirtualClock
 from busline.testing.recording import Recorder
