@@ -23,7 +23,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from busline.errors import ConfigurationError, TransportClosed
-from busline.message import Job
+from busline.jobs import Job
 from busline.signatures import (
     AsyncContextFirst,
     AsyncHandler,
