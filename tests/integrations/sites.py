@@ -157,7 +157,7 @@ class Site:
         self.framework = framework
         command = [sys.executable, "-W", "error", f"{module}.py"]
         if framework == "fastapi":
-            command = [sys.executable, "-m", "uvicorn", f"{module}:app", "--port", str(self.port)]
+            command = [sys.executable, "-m", "uvicorn", f"{module}:app", "--port", str(self.port), "--no-access-log"]
         self._output = folder.path / f"{module}.{self.port}.log"
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
