@@ -6,8 +6,8 @@
     ```console continued        what it prints from then on
     ```console rabbitmq         commands for which amqp://localhost/ is an empty RabbitMQ; also behind background
 
-`...` stands for anything. A command succeeds, unless what is shown of it begins with `error:`. `make` is only asked
-what it would do, since the targets shown run these very tests.
+`...` stands for anything, and 8000 and 8100 in a console for ports that are free. A command succeeds, unless what is
+shown of it begins with `error:`. `make` is only asked what it would do, since the targets shown run these very tests.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.servers import free_ports
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 """Seconds that a command may take."""
 RABBITMQ = "amqp://localhost/"
 """Where documents have it."""
+PORTS = ("8000", "8100")
+"""Where documents have web applications."""
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -71,13 +75,14 @@ class Background:
 
     process: subprocess.Popen[bytes]
     output: Path
+    ends_with: int
     read: int = 0
 
     def end(self) -> None:
         """Tell it to leave; it must do so in good order."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            assert self.process.wait(PATIENCE) == 0, "what ran in the background did not leave in good order"
+            assert self.process.wait(PATIENCE) == self.ends_with, "it did not leave in good order"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -91,6 +96,7 @@ class Session:
         self._background: list[Background] = []
         self._rabbitmq = rabbitmq
         self._rabbitmq_url = ""
+        self._ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("BUSLINE_", "MAKE", "MFLAGS"))
@@ -106,6 +112,9 @@ class Session:
 
     def play(self, block: Block) -> None:
         """Raises AssertionError where the file does not say what is."""
+        if block.info[:1] == ["console"]:
+            shown = re.sub(r"\b8[01]00\b", lambda port: self._ports[port[0]], block.body)
+            block = Block(block.info, shown, block.line)
         match block.info:
             case ["python", name]:
                 (self._folder / name).write_text(block.body)
@@ -158,7 +167,9 @@ class Session:
         path = self._folder / f"background{len(self._background)}.log"
         with path.open("wb") as output:
             # By env, as variables may be set in front of the command.
-            self._background.append(Background(self._spawn(f"exec env {command}", self._folder, output), path))
+            process = self._spawn(f"exec env {command}", self._folder, output)
+        # Once all is closed, uvicorn ends by the signal that it was sent.
+        self._background.append(Background(process, path, -signal.SIGTERM if "uvicorn" in command else 0))
         self._wait_for(shown)
 
     def _wait_for(self, shown: str) -> None:
