@@ -56,3 +56,9 @@ def _store_server(kind: str, factory: pytest.TempPathFactory) -> Iterator[Server
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A private PostgreSQL, one for all processes of a parallel run; a test has a schema of its own."""
     yield from _store_server("postgres", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A private Redis, one for all processes of a parallel run; a test has a prefix of its own."""
+    yield from _store_server("redis", tmp_path_factory)

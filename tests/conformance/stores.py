@@ -16,7 +16,7 @@ from busline.stores.base import Store
 from busline.stores.memory import MemoryStore, MemoryVault
 from busline.testing.clock import VirtualClock
 from busline.testing.store_harness import StoreHarness
-from tests.store_servers import Postgres
+from tests.store_servers import Postgres, Redis
 
 THOROUGH = bool(os.environ.get("BUSLINE_THOROUGH"))
 
@@ -76,9 +76,16 @@ def _postgres(request: pytest.FixtureRequest) -> StoreHarness:
     return UrlHarness("postgres", f"{server.url}?schema=test_{uuid.uuid4().hex[:12]}")
 
 
+def _redis(request: pytest.FixtureRequest) -> StoreHarness:
+    server = request.getfixturevalue("redis")
+    assert isinstance(server, Redis)
+    return UrlHarness("redis", f"{server.url}?prefix=test-{uuid.uuid4().hex[:12]}:")
+
+
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], StoreHarness]] = {
     "memory": lambda _: MemoryHarness("memory", SystemClock()),
     "memory-virtual": lambda _: VirtualMemoryHarness(),
     "sqlite": _sqlite,
     "postgres": _postgres,
+    "redis": _redis,
 }

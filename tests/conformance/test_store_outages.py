@@ -20,7 +20,7 @@ LONG = 600.0
 TIMEOUT = 1.5
 """Of an operation, as the URL says. Everything ends within some seconds more on a busy machine."""
 GRACE = 15.0
-KINDS = ["postgres"]
+KINDS = ["postgres", "redis"]
 
 T = TypeVar("T")
 

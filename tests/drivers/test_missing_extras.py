@@ -21,7 +21,10 @@ except ConfigurationError as error:
 
 @pytest.mark.parametrize(
     ("url", "library", "extra"),
-    [("postgresql://localhost/app", "asyncpg", "postgres")],
+    [
+        ("postgresql://localhost/app", "asyncpg", "postgres"),
+        ("redis://localhost/0", "redis", "redis"),
+    ],
 )
 def test_a_store_whose_library_is_missing_names_the_extra(url: str, library: str, extra: str) -> None:
     command = [sys.executable, "-c", ASK, url, library]
