@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_type_hints
 
@@ -20,6 +21,8 @@ from busline.errors import CodecError, ConfigurationError
 from busline.wire import text_of
 
 Function = Callable[..., Any]
+PER_WORKER = "__busline_per_worker__"
+"""The mark of a factory whose value is made once for a worker."""
 
 
 class InvalidPayload(Exception):
@@ -33,7 +36,10 @@ class Binding:
     parameter that is annotated with an exception class gets the error.
     """
 
-    __slots__ = ("_by_name", "_context_name", "_error_name", "_parse", "_payload_names", "function", "is_async")
+    __slots__ = (
+        *("_by_name", "_context_name", "_error_name", "_parse", "_payload_names"),
+        *("dependencies", "function", "is_async"),
+    )
 
     def __init__(self, function: Function, *, on_failure_of: Binding | None = None) -> None:
         self.function = function
@@ -42,7 +48,9 @@ class Binding:
         self._context_name = _context_name(function, parameters)
         takes_error = on_failure_of is not None
         self._error_name = next((p.name for p in parameters if takes_error and _is_error(p.annotation)), None)
-        payload = [p for p in parameters if p.name not in (self._context_name, self._error_name)]
+        self.dependencies = _dependencies(function, parameters)
+        others = {self._context_name, self._error_name, *self.dependencies}
+        payload = [p for p in parameters if p.name not in others]
         self._payload_names = tuple(p.name for p in payload)
         named = on_failure_of._payload_names if on_failure_of is not None and on_failure_of._by_name else ()
         self._by_name: bool = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
@@ -102,7 +110,7 @@ def hints_of(function: Function) -> dict[str, Any]:
     try:
         return get_type_hints(innermost, include_extras=True)
     except Exception as error:  # annotations are code, and may raise anything
-        raise ConfigurationError(f"the parameters of {_name(function)} cannot be read: {error}") from error
+        raise ConfigurationError(f"the parameters of {name_of(function)} cannot be read: {error}") from error
 
 
 def _is_error(annotation: Any) -> bool:
@@ -111,10 +119,10 @@ def _is_error(annotation: Any) -> bool:
 
 def _is_async(function: Function) -> bool:
     if isinstance(function, type) or not callable(function):
-        raise ConfigurationError(f"{_name(function)} is not a function, which a handler is")
+        raise ConfigurationError(f"{name_of(function)} is not a function, which a handler is")
     layers = list(_layers(function))
     if any(inspect.isasyncgenfunction(layer) or inspect.isgeneratorfunction(layer) for layer in layers):
-        raise ConfigurationError(f"{_name(function)} is a generator; a handler returns one value")
+        raise ConfigurationError(f"{name_of(function)} is a generator; a handler returns one value")
     return any(inspect.iscoroutinefunction(layer) for layer in layers)
 
 
@@ -135,7 +143,7 @@ def _parameters(function: Function) -> list[inspect.Parameter]:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"the parameters of {_name(function)} cannot be read: {error}") from error
+        raise ConfigurationError(f"the parameters of {name_of(function)} cannot be read: {error}") from error
     parameters = []
     given = _given(function)
     for parameter in signature.parameters.values():
@@ -158,12 +166,12 @@ def _given(function: Function) -> set[str]:
 def _check(function: Function, parameter: inspect.Parameter) -> None:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
         raise ConfigurationError(
-            f"{_name(function)} has the parameter {parameter}; a handler's are named, one by one, so that a "
+            f"{name_of(function)} has the parameter {parameter}; a handler's are named, one by one, so that a "
             "payload can be bound to them"
         )
     if isinstance(parameter.default, FieldInfo):
         raise ConfigurationError(
-            f"{_name(function)} has a Field(...) as the default of {parameter.name}, which whoever calls it would get: "
+            f"{name_of(function)} has a Field(...) as the default of {parameter.name}, which a caller would get: "
             "put it into the annotation, as Annotated[type, Field(...)]"
         )
 
@@ -171,8 +179,34 @@ def _check(function: Function, parameter: inspect.Parameter) -> None:
 def _context_name(function: Function, parameters: list[inspect.Parameter]) -> str | None:
     names = [p.name for p in parameters if p.annotation is Context]
     if len(names) > 1:
-        raise ConfigurationError(f"{_name(function)} asks for the context twice, as {' and '.join(names)}")
+        raise ConfigurationError(f"{name_of(function)} asks for the context twice, as {' and '.join(names)}")
     return names[0] if names else None
+
+
+def _dependencies(function: Function, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """What fast-depends' `Depends` marks, by parameter. Nobody can have used it where it was not imported."""
+    library = sys.modules.get("fast_depends.dependencies.model")
+    found: dict[str, Any] = {}
+    for parameter in parameters:
+        marks = getattr(parameter.annotation, "__metadata__", ())
+        if any(type(mark).__name__ == "Depends" and type(mark).__module__.startswith("fastapi") for mark in marks):
+            raise ConfigurationError(
+                f"{name_of(function)}: {parameter.name} has FastAPI's Depends, which only FastAPI can follow; import "
+                "Depends from busline.depends"
+            )
+        if library is None:
+            continue
+        if isinstance(parameter.default, library.Dependant):
+            raise ConfigurationError(
+                f"{name_of(function)} has a Depends(...) as the default of {parameter.name}, which whoever calls it "
+                "would get: put it into the annotation, as Annotated[type, Depends(...)]"
+            )
+        dependants = [mark for mark in marks if isinstance(mark, library.Dependant)]
+        if len(dependants) > 1:
+            raise ConfigurationError(f"{name_of(function)}: {parameter.name} has two Depends(...)")
+        if dependants:
+            found[parameter.name] = dependants[0]
+    return found
 
 
 def _parser(payload: list[inspect.Parameter]) -> Callable[[bytes], Any]:
@@ -193,10 +227,10 @@ def _object_parser(function: Function, payload: list[inspect.Parameter]) -> Call
         for field, p in zip(names, payload, strict=True)
     }
     try:
-        model: type[BaseModel] = create_model(_name(function), **fields)
+        model: type[BaseModel] = create_model(name_of(function), **fields)
         model.__pydantic_core_schema__.get("type")  # raises for what is defined nowhere, as in `decoder`
     except Exception as error:  # pydantic raises half a dozen unrelated types here
-        raise ConfigurationError(f"the parameters of {_name(function)} cannot be read from JSON: {error}") from error
+        raise ConfigurationError(f"the parameters of {name_of(function)} cannot be read from JSON: {error}") from error
     validate = model.model_validate_json
 
     def read(body: bytes) -> dict[str, Any]:
@@ -206,15 +240,21 @@ def _object_parser(function: Function, payload: list[inspect.Parameter]) -> Call
     return read
 
 
-def _name(function: Function) -> str:
+def name_of(function: Function) -> str:
+    """What people call it."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 
 def check_process_handler(binding: Binding) -> None:
     """Raise ConfigurationError if the function cannot run in another process."""
-    function, name = binding.function, _name(binding.function)
+    function, name = binding.function, name_of(binding.function)
     if binding.is_async:
         raise ConfigurationError(f"{name} is async; executor='process' is for plain functions")
+    if binding.dependencies:
+        raise ConfigurationError(
+            f"{name} has dependencies, which are made in the worker's process: make them inside the function, "
+            "or let it run in a thread"
+        )
     if binding.wants_context:
         raise ConfigurationError(f"{name} asks for the {Context.__name__}, which stays in the worker's process")
     if "<" in name or not hasattr(function, "__module__"):

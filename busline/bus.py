@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from functools import partial
 from importlib import import_module
@@ -20,8 +20,10 @@ from busline.control import Control
 from busline.errors import ConfigurationError
 from busline.events import Events
 from busline.jobs import Jobs
+from busline.lifespan import lasting
 from busline.observing import Observer
 from busline.operated import Post
+from busline.overrides import Overrides
 from busline.registry import Plan
 from busline.replies import error_of
 from busline.retry import Retry
@@ -94,6 +96,7 @@ class Bus(Verbs):
         self._door: StoreDoor | None = None  # kept while the bus is closed: what is in memory outlives its sessions
         self._service = check_topic(service) if service is not None else None
         self._workers: list[Worker] = []
+        self._overrides = Overrides()
         self._before: Callable[[Work], None] | None = None
         self._instance = new_id()[:12]
         self._control = control
@@ -177,6 +180,13 @@ class Bus(Verbs):
                 await session.door.aclose()
             await session.transport.aclose()
 
+    @contextmanager
+    def override(self, replacements: Mapping[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
+        """For tests: while this is entered, handlers that depend on a factory get what its replacement makes. What is
+        made once for a worker is replaced in workers that start within."""
+        with self._overrides.replaced(replacements):
+            yield
+
     def plan(self) -> Plan:
         """The queues this bus would serve. Raises ConfigurationError for what cannot be served."""
         return Plan(self._declarations, service=self._service, retry=self._retry, instance=self._instance)
@@ -225,6 +235,7 @@ class Bus(Verbs):
                 prefetch=prefetch,
                 drain_timeout=drain_timeout,
                 rate_share=rate_share,
+                scope=lasting(self._lifespans, plan, self._overrides),
                 post=self._post(plan, services, name, control=control),
             ) as worker:
                 self._workers.append(worker)

@@ -397,6 +397,6 @@ def without_our_frames(error: BaseException) -> BaseException:
 
 _OURS = (
     *("busline.handling", "busline.running", "busline.driving", "busline.executors", "busline.binding"),
-    "busline.claims",
+    *("busline.claims", "busline.injection", "fast_depends."),
     *("anyio.", "concurrent."),
 )

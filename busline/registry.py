@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 from busline.binding import Binding, check_process_handler
 from busline.errors import ConfigurationError
@@ -44,6 +44,12 @@ class Declaration:
         return replace(self, topic=topic, job_retry=self.job_retry or retry)
 
 
+class Injecting(Protocol):
+    """Runs a handler with its dependencies."""
+
+    def call(self, work: Any, context: Any, threads: Any) -> Coroutine[Any, Any, Any]: ...
+
+
 @dataclass(slots=True, eq=False)
 class Handler:
     """A declaration that is about to be served."""
@@ -55,6 +61,8 @@ class Handler:
     job_retry: Retry
     """For all others."""
     on_failure: Binding | None = None
+    injection: Injecting | None = None
+    """Set while a worker serves it, if it has dependencies."""
     options: Options = field(init=False)
     """As declared."""
     limited: bool = field(init=False)
@@ -140,6 +148,12 @@ class Plan:
             chosen._queues.update({name: self._queues[name] for name in found})
         return chosen
 
+    @property
+    def handlers(self) -> Iterable[Handler]:
+        """All handlers and subscribers."""
+        for queue in self._queues.values():
+            yield from (queue.subscriber,) if queue.subscriber is not None else queue.handlers.values()
+
     def _add(self, declaration: Declaration) -> None:
         handler = self._handler(declaration)
         if declaration.subscriber:
@@ -156,12 +170,15 @@ class Plan:
                 f"{declaration.name} is a plain function, into which no soft_time_limit can be raised: make it async, "
                 "or give it a time_limit and executor='process'"
             )
+        on_failure = Binding(options.on_failure, on_failure_of=binding) if options.on_failure else None
+        if on_failure is not None and on_failure.dependencies:
+            raise ConfigurationError(f"the on_failure of {declaration.name} has dependencies, which only handlers get")
         return Handler(
             declaration,
             binding,
             call_retry=options.retry or NO_RETRY,
             job_retry=options.retry or declaration.job_retry or self._retry or JOB_RETRY,
-            on_failure=Binding(options.on_failure, on_failure_of=binding) if options.on_failure else None,
+            on_failure=on_failure,
         )
 
     def _add_handler(self, declaration: Declaration, handler: Handler) -> None:

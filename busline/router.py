@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
 from busline.errors import ConfigurationError
+from busline.lifespan import Lifespan, lifespan_of
 from busline.options import HandlerOptions, Options, Queue
 from busline.registry import Declaration, ErrorRegistry
 from busline.retry import Retry
 from busline.topics import Topic, check_pattern, check_topic
 
 F = TypeVar("F", bound=Callable[..., Any])
+L = TypeVar("L", bound=Callable[[], Any])
 E = TypeVar("E", bound=type[Exception])
 
 
@@ -27,6 +29,7 @@ class Router:
         self._retry = retry
         self._declarations: list[Declaration] = []
         self._errors = ErrorRegistry()
+        self._lifespans: list[Lifespan] = []
 
     @property
     def declarations(self) -> Sequence[Declaration]:
@@ -81,10 +84,17 @@ class Router:
 
         return register
 
+    def worker_lifespan(self, function: L) -> L:
+        """Declare what begins before a worker consumes and ends when it has settled its last message: an async function
+        with one `yield`. Each worker process enters those of its bus in order, and leaves them in reverse order."""
+        self._lifespans.append(lifespan_of(function))
+        return function
+
     def include(self, router: Router, *, prefix: str = "") -> None:
         """Take over what `router` has declared so far, each topic and pattern with `prefix` before it."""
         for declaration in router.declarations:
             self._declare(declaration.prefixed(prefix, router._retry))
+        self._lifespans += [lifespan for lifespan in router._lifespans if lifespan not in self._lifespans]
         for code, cls in router._errors.items():
             self._errors.add(code, cls)
 

@@ -60,7 +60,9 @@ class Runner:
                 return await run_in_process(binding.function, message.body, self._threads)
             context = Context(self._bus, work.delivery, work.envelope, work)
             variables.run(CURRENT.set, context)
-            if binding.is_async:
+            if handler.injection is not None:
+                result = handler.injection.call(work, context, self._threads)
+            elif binding.is_async:
                 result = variables.run(binding.invoke, work.payload, context)
             else:
                 work.thread = ThreadRun()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +53,7 @@ class Worker:
         drain_timeout: float,
         rate_share: float = 1.0,
         post: Post | None = None,
+        scope: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         services.notices = Wheel(services.clock, self._announce)
         services.alarms = Wheel(services.clock, _ring)
@@ -68,6 +70,7 @@ class Worker:
         ]
         self._services = services
         self._post = post
+        self._scope = nullcontext() if scope is None else scope
         services.threads.total_tokens = max(1, sum(queue.count for queue in self._queues))
         self._drain_timeout = drain_timeout
         self._started: asyncio.Future[None] | None = None
@@ -162,6 +165,15 @@ class Worker:
             await asyncio.shield(self._task)
 
     async def _run(self, started: asyncio.Future[None]) -> None:
+        try:
+            async with self._scope:
+                await self._serve(started)
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _serve(self, started: asyncio.Future[None]) -> None:
         try:
             for queue in self._queues:
                 await queue.attach()

@@ -38,6 +38,7 @@ LAYERS = [
             "catalog",
             "wheel",
             "references",
+            "overrides",
             "signatures",
             "within",
             "idempotency",
@@ -64,10 +65,10 @@ LAYERS = [
             "executors",
             "running",
         }
-        | {"storing", "held", "claims", "orphans"}
+        | {"storing", "held", "claims", "orphans", "injection", "lifespan"}
         | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
-    ("façade", {"bus", "verbs", "router", "clients", "sync", ""}),
+    ("façade", {"bus", "verbs", "router", "clients", "depends", "sync", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
@@ -78,6 +79,8 @@ CLIENT_LIBRARIES = {
     "stores.dynamodb": {"aiobotocore", "botocore"},
 }
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
+INJECTION = {"depends": {"fast_depends"}, "injection": {"fast_depends"}}
+"""The two modules that know the library for dependencies, and are imported only by those who use it."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
 INTEGRATED = {
@@ -239,7 +242,8 @@ def watch(event, args):
         deeds.append((event, args))
 sys.addaudithook(watch)
 import busline
-heavy = {"typer", "rich", "sqlite3", "busline.cli", "busline.transports.memory", "busline.transports.sqlite"}
+heavy = {"typer", "rich", "sqlite3", "fast_depends"}
+heavy |= {"busline.cli", "busline.transports.memory", "busline.transports.sqlite"}
 print(sorted(heavy & set(sys.modules)), deeds)
 """
 

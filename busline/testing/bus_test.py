@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -57,6 +57,8 @@ class BusTest:
     * `timeout`: seconds of the machine's time that `settle` and `call` wait for a handler before they complain.
     * `patience`: seconds of the machine's time that `advance` waits for a handler before it takes it to be waiting for
       time to pass. A handler's own `asyncio.sleep` takes the machine's time, too.
+    * `seed`: of the order in which messages that wait together are delivered; none is promised, and none is kept.
+    * `overrides`: factories of dependencies, and what stands for them here.
     * `start`: seconds since the epoch at which the clock stands; by default now.
     """
 
@@ -70,14 +72,17 @@ class BusTest:
         timeout: float = 10.0,
         patience: float = 1.0,
         start: float | None = None,
+        seed: int = 0,
+        overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     ) -> None:
         if not buses:
             raise ConfigurationError("give it the bus to be tested: BusTest(bus)")
         self.buses = buses
         self.clock = VirtualClock(time.time() if start is None else start)
-        self._broker = MemoryBroker(self.clock, lease=FOREVER)
+        self._broker = MemoryBroker(self.clock, lease=FOREVER, seed=seed)
         self._concurrency = concurrency
         self._propagate = propagate
+        self._overrides = overrides or {}
         self._timeout = timeout
         self._patience = patience
         self._recorder = Recorder()
@@ -93,6 +98,7 @@ class BusTest:
         async with AsyncExitStack() as stack:
             for bus in self.buses:
                 stack.enter_context(self._swapped(bus))
+                stack.enter_context(bus.override(self._overrides))
             for bus in self.buses:
                 await stack.enter_async_context(self._running(bus))
             self._stack = stack.pop_all()
@@ -104,7 +110,8 @@ class BusTest:
         stack, self._stack = self._stack, None
         assert stack is not None, "it was entered"
         for worker in self._workers:
-            worker.abort()
+            if worker.running:  # whatever it waits for, nobody waits for it
+                worker.abort()
         await stack.aclose()
         left = [pattern for pattern, _, times in self._planned if times[0] > 0]
         if left and error is None:

@@ -70,7 +70,7 @@ class SilentReject(Reject):
 
 @pytest.fixture(autouse=True)
 def silent(caplog: pytest.LogCaptureFixture) -> None:
-    """One of the errors below is no text in UTF-8, and a parallel run of pytest cannot pass on what was logged of it."""
+    """One of the errors below has no UTF-8, and a parallel run of pytest could not pass on what was logged."""
     caplog.set_level(logging.CRITICAL + 1, "busline")
 
 
