@@ -79,18 +79,18 @@ CLIENT_LIBRARIES = {
     "stores.dynamodb": {"aiobotocore", "botocore"},
 }
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
-INJECTION = {"depends": {"fast_depends"}, "injection": {"fast_depends"}}
-"""The two modules that know the library for dependencies, and are imported only by those who use it."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
 INTEGRATED = {
+    "depends": {"fast_depends"},
+    "injection": {"fast_depends"},
     "integrations.aiohttp": {"aiohttp"},
     "integrations.fastapi": {"fastapi"},
     "integrations.otel": {"opentelemetry"},
     "integrations.prometheus": {"prometheus_client"},
     "integrations.starlette": {"starlette"},
 }
-"""By integration: what it, and nobody else, joins busline to."""
+"""By module that is imported only by those who use it: what it, and nobody else, joins busline to."""
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
