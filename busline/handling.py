@@ -266,6 +266,8 @@ class Handling:
         if why == "lost":
             self._telemetry.lease_lost(work.delivery)
             await self._let_go(work)
+            if self._telemetry.observer is not None:
+                self._telemetry.observer.settled(work.delivery)
             return
         if why == "cancelled":
             self._telemetry.cancelled(work.delivery, work.envelope)

@@ -115,8 +115,9 @@ class Settlement:
             self._telemetry.lease_lost(delivery)
         except BuslineError as error:
             await self._give_up(delivery, consumer, error)
-        if self._telemetry.observer is not None:
-            self._telemetry.observer.settled(delivery)
+        finally:
+            if self._telemetry.observer is not None:
+                self._telemetry.observer.settled(delivery)
 
     async def _perform(self, effect: Effect, delivery: Delivery, envelope: Envelope, consumer: Consumer) -> None:
         match effect:
