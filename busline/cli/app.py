@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"-v and --log-level may stand anywhere. {legend()}",
+    epilog=f"-v, --log-level and --log-format may stand anywhere. {legend()}",
 )
 app.command()(worker.worker)
 app.command()(verbs.call)
@@ -57,12 +57,20 @@ def busline(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Errors with their tracebacks.")] = False,
     log_level: Annotated[
         logs.Level | None,
-        typer.Option(case_sensitive=False, help="Log lines on stderr; default: info for a worker, else warning."),
+        typer.Option(
+            case_sensitive=False,
+            envvar="BUSLINE_LOG_LEVEL",
+            help="Log lines on stderr; default: info for a worker, else warning.",
+        ),
     ] = None,
+    log_format: Annotated[
+        logs.Format,
+        typer.Option(case_sensitive=False, envvar="BUSLINE_LOG_FORMAT", help="json: an object a line."),
+    ] = logs.Format.TEXT,
 ) -> None:
     """An asyncio RPC and event bus: serve handlers, and call them by hand."""
     context.obj = log_level
-    logs.configure(log_level or logs.Level.WARNING)
+    logs.configure(log_level or logs.Level.WARNING, log_format)
 
 
 def main() -> None:
@@ -95,9 +103,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in rest:
         if argument == "--":
             others += [argument, *rest]
-        elif argument in ("-v", "--verbose") or argument.startswith("--log-level="):
+        elif argument in ("-v", "--verbose") or argument.startswith(("--log-level=", "--log-format=")):
             shared.append(argument)
-        elif argument == "--log-level":
+        elif argument in ("--log-level", "--log-format"):
             shared += [argument, *([value] if (value := next(rest, None)) is not None else [])]
         else:
             others.append(argument)

@@ -23,7 +23,7 @@ from busline.cli.handlers import App
 from busline.cli.leaving import Leaving, patience
 from busline.cli.lifeline import READY, RETIRING, Lifeline
 from busline.cli.load import load_bus
-from busline.cli.logs import Level, configure
+from busline.cli.logs import Level, chosen, configure
 from busline.cli.probes import Probes
 from busline.cli.recycling import MEGABYTE, Recycling
 from busline.cli.reporting import Direct, Reporter, metrics_of
@@ -51,6 +51,7 @@ class Options:
     verbose: bool
     reports: bool
     """Each process tells how it is."""
+    otel: bool
 
     def child_command(self, lifeline: int, first: bool) -> list[str]:
         """The command that runs one of the processes, which ends when the stream `lifeline` does."""
@@ -69,10 +70,15 @@ class Options:
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
         flags = [
             flag
-            for flag, wanted in (("--announce", first), ("-v", self.verbose), ("--reports", self.reports))
+            for flag, wanted in (
+                ("--announce", first),
+                ("-v", self.verbose),
+                ("--reports", self.reports),
+                ("--otel", self.otel),
+            )
             if wanted
         ]
-        shared = [sys.executable, "-m", "busline", "--log-level", self.log_level.value]
+        shared = [sys.executable, "-m", "busline", "--log-level", self.log_level.value, "--log-format", chosen().value]
         return [*shared, "worker", self.app, *words, *flags]
 
 
@@ -154,6 +160,14 @@ HealthPort = Annotated[
 HealthHost = Annotated[
     str, typer.Option(envvar="BUSLINE_HEALTH_HOST", help="The address for it, for example 0.0.0.0 in a container.")
 ]
+Otel = Annotated[
+    bool,
+    typer.Option(
+        "--otel",
+        envvar="BUSLINE_OTEL",
+        help="Trace with OpenTelemetry, set up by the app or else by the OTEL_* variables.",
+    ),
+]
 
 
 def worker(
@@ -170,6 +184,7 @@ def worker(
     max_memory_per_process: MaxMemory = None,
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
+    otel: Otel = False,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     announce: Annotated[bool, typer.Option(hidden=True)] = False,
     reports: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -188,7 +203,7 @@ def worker(
     recycling = (max_messages_per_process, max_memory_per_process)
     reports = reports or health_port is not None
     where_and_who = (app, concurrency, processes, prefetch, _names(queues), name)
-    options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports)
+    options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports, otel)
     if lifeline is not None:  # the health port is its parent's
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
     board = Board(processes)
@@ -216,6 +231,8 @@ def _serve(options: Options, news: Lifeline | Direct, lifeline: int | None, *, a
     leaving = Leaving(options.drain_timeout, options.block_timeout)
     leaving.watch(lifeline)
     bus = load_bus(options.app)
+    if options.otel:
+        _trace(bus)
     plan = plan_of(options.app, bus)
     if options.queues:
         plan = plan.only(options.queues)
@@ -228,6 +245,14 @@ def _serve(options: Options, news: Lifeline | Direct, lifeline: int | None, *, a
         if not leaving.requests:
             raise
         return leaving.left(Exit.OK)  # told to stop before it had begun
+
+
+def _trace(bus: Bus) -> None:
+    from busline.integrations.otel import OpenTelemetryTraces, set_up_provider
+
+    set_up_provider()
+    if not any(isinstance(observer, OpenTelemetryTraces) for observer in bus.observers):
+        bus.instrument(OpenTelemetryTraces())
 
 
 def _check(options: Options, bus: Bus) -> None:
