@@ -22,7 +22,7 @@ log = logging.getLogger("busline")
 Kind = Literal["call", "job", "event"]
 Outcome = Literal["succeeded", "retried", "failed", "abandoned"]
 """How an attempt ended: it returned; it raised and is tried again; it raised and that was the last time; it was
-cancelled because its worker leaves or its lease was lost, and somebody else will do it."""
+cancelled, on request or because its worker leaves or its lease was lost, and is somebody else's now or nobody's."""
 
 
 class Observed(Protocol):
