@@ -31,6 +31,7 @@ check: .venv/developed ## lint, format and types: ruff, mypy, pyright
 	@$(CHECKS)
 
 bench: .venv/developed ## measure it on this machine
+	@$(INSTALL) --quiet --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the virtual environment and what tools left behind

@@ -1,4 +1,4 @@
-"""Run every scenario some times in turn and print medians: `python -m benchmarks [--runs N] [--quick]`."""
+"""Run every scenario some times in turn, print medians, draw plots: `python -m benchmarks [own] [flat] [peers]`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sqlite3
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import flat, plots
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
+from benchmarks.peers import run as peers
 
 Scenario = tuple[str, Callable[[str], Awaitable[Figure]]]
 
@@ -70,7 +73,7 @@ def machine() -> str:
 
 
 def show(rows: list[dict[str, object]], runs: int) -> None:
-    """The table, with what it is and what it is not."""
+    """The table of busline's own figures, with what it is and what it is not."""
     console = Console()
     table = Table(title=f"busline, median of {runs} runs; {machine()}")
     for heading in ("transport", "scenario", "per second", "p50 ms", "p99 ms", "CPU µs here", "in workers", "spread"):
@@ -87,15 +90,29 @@ def show(rows: list[dict[str, object]], runs: int) -> None:
     console.print("A difference smaller than the spread says nothing. See benchmarks/README.md.")
 
 
-def main() -> None:
-    """Parse, run in turn, print, and keep the figures as JSON if asked."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each scenario, in turn (default 3)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one run")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    options = parser.parse_args()
-    runs = 1 if options.quick else options.runs
-    chosen = scenarios(0.1 if options.quick else 1.0)
+def show_peers(tables: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """One table for each scenario, medians over the sittings, ratios to aiormq's hand-written service within each."""
+    medians: dict[str, dict[str, dict[str, float]]] = {}
+    for scenario, first in tables[0].items():
+        table = Table(title=f"{scenario}, median of {len(tables)} runs")
+        headings = ("rate", "ratio", "p50_ms", "p99_ms", "caller_us", "worker_us", "broker_us", "start_s", "idle_mib")
+        for heading in ("peer", *headings):
+            table.add_column(heading)
+        for peer in first:
+            runs = [each[scenario][peer] for each in tables]
+            figures = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            if "aiormq by hand" in first:
+                hand = [each[scenario]["aiormq by hand"]["rate"] for each in tables]
+                figures["ratio"] = statistics.median(run["rate"] / one for run, one in zip(runs, hand, strict=True))
+            medians.setdefault(scenario, {})[peer] = figures
+            table.add_row(peer, *(f"{figures[name]:,.2f}" if name in figures else "–" for name in headings))
+        Console().print(table)
+    return medians
+
+
+def own(runs: int, scale: float) -> list[dict[str, object]]:
+    """busline's own scenarios over memory and SQLite."""
+    chosen = scenarios(scale)
     taken: list[list[Figure]] = [[] for _ in chosen]
     for number in range(runs):
         for figures, (transport, scenario) in zip(taken, chosen, strict=True):
@@ -103,8 +120,40 @@ def main() -> None:
             print(f"run {number + 1}/{runs}: {transport} {figures[-1].scenario}", file=sys.stderr)
     rows = [{"transport": chosen[i][0], **median(figures)} for i, figures in enumerate(taken)]
     show(rows, runs)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "runs": runs, "rows": rows}, indent=2))
+    return rows
+
+
+def flatness(scale: float) -> dict[str, float]:
+    """What much of something costs, as ratios."""
+    ratios = asyncio.run(flat.table(scale))
+    table = Table("much of what", "cost of a message, × that with little", title="flat cost")
+    for what, ratio in ratios.items():
+        table.add_row(what, f"{ratio:.2f}")
+    Console().print(table)
+    return ratios
+
+
+def main() -> None:
+    """Parse, run in turn, print, and keep figures and plots in a folder."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", default=["own", "flat", "peers"], metavar="own|flat|peers")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each scenario, in turn (default 3)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one run")
+    parser.add_argument("--only", nargs="*", default=[], help="of the peers, those whose module has this in its name")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="for figures and plots")
+    options = parser.parse_args()
+    runs, scale = (1, 0.1) if options.quick else (options.runs, 1.0)
+    figures: dict[str, object] = {"machine": machine(), "runs": runs, "at": time.strftime("%Y-%m-%d %H:%M")}
+    if "own" in options.sections:
+        figures["own"] = own(runs, scale)
+    if "flat" in options.sections:
+        figures["flat"] = flatness(scale)
+    if "peers" in options.sections:
+        figures["peers"] = show_peers([peers.sitting(scale, options.only) for _ in range(runs)])
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / "figures.json").write_text(json.dumps(figures, indent=2))
+    plots.draw(figures, options.results)
+    print(f"figures and plots: {options.results}; how they were taken, and their bias: benchmarks/README.md")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The same echo service written for each peer, and what runs them beside busline."""
