@@ -123,7 +123,9 @@ def worker(entry: Entry, url: str, figures: dict[str, float]) -> Iterator[subpro
     """A worker while entered; how long it took to be ready, and what it used, are put into `figures`."""
     began = time.perf_counter()
     line = command(entry, "serve", url, entry.prefetch)
-    process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         if process.stdout.readline().strip() != "READY":

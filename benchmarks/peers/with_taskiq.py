@@ -53,7 +53,9 @@ async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
     broker, _ = _broker(url, prefetch)
     broker.is_worker_process = True
     await broker.startup()
-    receiver = asyncio.ensure_future(run_receiver_task(broker, max_async_tasks=max(prefetch, 64), max_prefetch=prefetch))
+    receiver = asyncio.ensure_future(
+        run_receiver_task(broker, max_async_tasks=max(prefetch, 64), max_prefetch=prefetch)
+    )
     await asyncio.sleep(0.5)  # its receiver does not tell when it consumes
     ready()
     await receiver

@@ -68,15 +68,16 @@ class Engine:
         self._trouble: Health | None = None
         self.closed = False
 
-    async def run(self, apply: Callable[[], T], *, durable: bool = False) -> T:
+    def run(self, apply: Callable[[], T], *, durable: bool = False) -> asyncio.Future[T]:
         """Call `apply` inside the next transaction; return what it returned once that is committed, or synced too
-        if `durable`. Raises what `apply` raised, TransportClosed, or TransportError if the file failed."""
+        if `durable`. Raises what `apply` raised, TransportClosed, or TransportError if the file failed. A future rather
+        than a coroutine, of which each message would pay for one more."""
         if self.closed:
             raise TransportClosed(f"{self._where} is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._pending.append(Operation(apply, future, durable))
         self.schedule()
-        return await future
+        return future
 
     def post(self, apply: Callable[[], object]) -> None:
         """The same when nobody waits for it."""

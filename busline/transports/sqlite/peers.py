@@ -11,6 +11,8 @@ from busline.transports.sqlite.frames import LENGTH
 
 MAX_BACKLOG = 64 * 1024 * 1024
 """Bytes that may wait for one peer; one that reads so slowly is given up, and connected anew when there is need."""
+WAITING_ROOM = 1024
+"""Processes that may wait to be let in; one that finds no room comes again."""
 EAGER = 16
 """Frames to one peer that leave at once, so that it works on them while we are busy with the rest of the tick."""
 
@@ -153,7 +155,7 @@ class Peers:
             listening.setblocking(False)
             listening.bind(path)
             os.chmod(path, mode)
-            listening.listen(128)
+            listening.listen(WAITING_ROOM)
             make = asyncio.get_running_loop().create_unix_server
             self._server = await make(lambda: Incoming(self._receive, self._incoming), sock=listening)
         except BaseException:
@@ -176,13 +178,18 @@ class Peers:
         """Is there a stream to it?"""
         return process in self._streams
 
-    def reach(self, process: int) -> bool:
-        """Make a stream to it; False if it is known to be gone."""
+    def reach(self, process: int) -> bool | None:
+        """Make a stream to it, unless there is one; False if it is known to be gone, None if it lets nobody in now."""
+        stream = self._streams.get(process)
+        if stream is not None and stream.is_alive():  # made since the caller looked
+            return True
         address = self._address_of(process)
         if address is None:
             return False
         try:
             self._streams[process] = Outgoing(address, lambda: self._drop(process))
+        except BlockingIOError:  # as many wait to be let in as may
+            return None
         except OSError:
             return False
         return True

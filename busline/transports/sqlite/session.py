@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 
 from busline.errors import BuslineError, TransportClosed
@@ -27,6 +29,8 @@ from busline.transports.sqlite.watch import Watch
 
 _ADDRESS = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
 """Of an inbox: the number of its process in the file, and its own in the process."""
+_KNOCKING = 10.0
+"""Seconds for which a process that lets nobody in is tried again before its reply is given up."""
 _LEAVING = 2.0
 """Seconds within which a closing transport wants to give its messages back; else others find its lock free."""
 
@@ -125,13 +129,22 @@ class Session:
                 return False
             self._loop.call_soon(self._replied, inbox, message)
             return True
-        if not (self.peers.knows(process) or await self.engine.run(lambda: self.peers.reach(process))):
+        if not (self.peers.knows(process) or await self._reach(process)):
             return False
         try:
             frame = frames.reply(inbox, message)
         except UnicodeEncodeError as error:
             raise as_transport_error(error, self.where) from error
         return self.peers.send(process, frame)
+
+    async def _reach(self, process: int) -> bool:
+        """Have a stream to it; one that lets nobody in, because its loop is busy, is tried again for a while."""
+        until = time.monotonic() + _KNOCKING
+        while (found := await self.engine.run(lambda: self.peers.reach(process))) is None:
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(random.uniform(0.005, 0.05))
+        return found
 
     def is_unheard(self, topic: str) -> bool:
         """Is nobody bound, as far as that can be seen without a transaction?"""
