@@ -174,8 +174,8 @@ class QueueStats:
     """Waiting for their time; None where the broker does not tell."""
     leased: int | None
     """Handed out and not settled; None where the broker does not tell."""
-    consumers: int
-    """Processes that consume it, or more where the broker counts something finer."""
+    consumers: int | None
+    """Processes that consume it, or more where the broker counts something finer; None where it does not tell."""
     topics: frozenset[str]
     patterns: frozenset[str]
     ephemeral: bool

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.ministack import CREDENTIALS, Ministack
 from tests.servers import Rabbit, shared_rabbit
 from tests.store_servers import Server, shared
 
@@ -62,3 +63,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A private Redis, one for all processes of a parallel run; a test has a prefix of its own."""
     yield from _store_server("redis", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[Ministack]:
+    """A private emulator of SQS, started when the first test asks for it, with credentials in the environment."""
+    os.environ.update(CREDENTIALS)
+    server = Ministack()
+    server.start()
+    yield server
+    server.stop()

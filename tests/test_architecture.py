@@ -77,6 +77,7 @@ CLIENT_LIBRARIES = {
     "stores.redis": {"redis"},
     "stores.postgres": {"asyncpg"},
     "stores.dynamodb": {"aiobotocore", "botocore"},
+    "transports.sqs": {"aiobotocore", "aiohttp", "botocore"},
 }
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}

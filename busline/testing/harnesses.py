@@ -15,6 +15,7 @@ from busline.transports.memory import MemoryBroker, MemoryTransport
 if TYPE_CHECKING:
     from busline.transports.amqp import AmqpTransport
     from busline.transports.sqlite import SqliteTransport
+    from busline.transports.sqs import SqsTransport
 
 
 def _unique(prefix: str) -> str:
@@ -106,6 +107,35 @@ class AmqpHarness:
         from busline.transports.amqp import AmqpTransport
 
         assert isinstance(transport, AmqpTransport)
+        await transport._die()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class SqsHarness:
+    """Clients of the SQS at `endpoint`, with queues of their own; credentials come from the environment."""
+
+    takeover = 6.0
+
+    def __init__(self, endpoint: str, *, fifo: bool = False) -> None:
+        self.name = "sqs-fifo" if fifo else "sqs"
+        self._suffix = ".fifo" if fifo else ""
+        options = f"prefix={uuid.uuid4().hex[:8]}-&lease=1&wait=1&cache=0&heartbeat=0.3"
+        self.url = f"sqs://us-east-1?endpoint_url={endpoint}&{options}"
+
+    def transport(self) -> SqsTransport:
+        from busline.transports.sqs import from_url
+
+        return from_url(self.url)
+
+    def unique(self, prefix: str) -> str:
+        return _unique(prefix) + self._suffix
+
+    async def kill(self, transport: Transport) -> None:
+        from busline.transports.sqs import SqsTransport
+
+        assert isinstance(transport, SqsTransport)
         await transport._die()
 
     async def pass_time(self, seconds: float) -> None:

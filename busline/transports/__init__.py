@@ -19,6 +19,7 @@ _BUILT_IN = {
     "amqps": "busline.transports.amqp:from_url",
     "memory": "busline.transports.memory:from_url",
     "sqlite": "busline.transports.sqlite:from_url",
+    "sqs": "busline.transports.sqs:from_url",
 }
 
 

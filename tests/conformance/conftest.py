@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from busline.testing.harness import Harness
-from busline.testing.harnesses import AmqpHarness, MemoryHarness, SqliteHarness, VirtualMemoryHarness
+from busline.testing.harnesses import AmqpHarness, MemoryHarness, SqliteHarness, SqsHarness, VirtualMemoryHarness
 
 Make = Callable[[pytest.FixtureRequest], Harness]
 
@@ -23,6 +23,10 @@ def _amqp(kind: str, reply: str = "direct") -> Make:
     return lambda request: AmqpHarness(request.getfixturevalue("rabbit").url, kind, reply)
 
 
+def _sqs(*, fifo: bool) -> Make:
+    return lambda request: SqsHarness(request.getfixturevalue("ministack").endpoint, fifo=fifo)
+
+
 HARNESSES: Mapping[str, Make] = {
     "memory": lambda _: MemoryHarness(),
     "memory-virtual": lambda _: VirtualMemoryHarness(),
@@ -30,6 +34,8 @@ HARNESSES: Mapping[str, Make] = {
     "amqp-quorum": _amqp("quorum"),
     "amqp-classic": _amqp("classic"),
     "amqp-reply-queue": _amqp("quorum", "queue"),
+    "sqs": _sqs(fifo=False),
+    "sqs-fifo": _sqs(fifo=True),
 }
 
 

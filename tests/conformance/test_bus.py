@@ -9,7 +9,7 @@ from busline.testing.harness import Harness
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("harness", ["memory", "sqlite", "amqp-quorum", "amqp-classic"])
+@pytest.mark.parametrize("harness", ["memory", "sqlite", "amqp-quorum", "amqp-classic", "sqs"])
 @pytest.mark.parametrize("check", all_bus_checks(), ids=lambda check: check.__name__.removeprefix("check_"))
 async def test_bus(check: BusCheck, h: Harness) -> None:
     await check(h)

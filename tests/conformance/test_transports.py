@@ -14,7 +14,7 @@ from busline.testing.harness import Harness
 
 from . import matrix
 
-TRANSPORTS = ("memory", "memory-virtual", "sqlite", "amqp-quorum", "amqp-classic")
+TRANSPORTS = ("memory", "memory-virtual", "sqlite", "amqp-quorum", "amqp-classic", "sqs", "sqs-fifo")
 EXPECTED = matrix.read()
 
 
