@@ -59,7 +59,8 @@ async def check_what_expired_in_a_lease_does_not_come_back(h: Harness) -> None:
 async def check_expired_messages_are_not_seen(h: Harness) -> str | None:
     """Neither `peek` nor `stats` show them, `purge` does not count them, and `move` leaves them.
 
-    A broker may go on counting those that have others before them; here they are the first.
+    A broker may go on counting those that have others before them, or at which nobody has looked; here they are the
+    first, and somebody has.
     """
     async with line(h) as one, line(h) as other:
         if not isinstance(one.transport, Inspectable):
@@ -76,8 +77,8 @@ async def check_expired_messages_are_not_seen(h: Harness) -> str | None:
             seen = await stats(one.transport, one.queue)
             return seen is not None and tells(seen, ready=1, delayed=0, leased=0)
 
-        await eventually(h, uncounted)
         assert [m.body for m in await one.transport.peek(one.queue, 10)] == [b"job"]
+        await eventually(h, uncounted)
         assert await one.transport.move(one.queue, other.queue, 10) == 1
         assert await one.transport.purge(one.queue) == 0
         return None

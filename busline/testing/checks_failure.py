@@ -36,13 +36,14 @@ async def check_a_killed_clients_message_comes_again(h: Harness) -> None:
 
 
 async def check_deliveries_count_the_crashes(h: Harness) -> str | None:
-    """`deliveries` grows by one with each holder that died, and by none with a release."""
+    """`deliveries` grows by one with each holder that died, and by none with a release unless `counts_releases`."""
     async with line(h) as one:
         await one.send(b"1")
         for crashes in range(3):
             dying, held = await victim(h, one.spec)
             again = await arrives(h, held, within=h.takeover if crashes else 2.0)
-            assert again.deliveries == (1 + crashes if one.limits.counts_deliveries else min(2, 1 + crashes))
+            counted = crashes * (2 if one.limits.counts_releases else 1)
+            assert again.deliveries == (1 + counted if one.limits.counts_deliveries else min(2, 1 + crashes))
             await held.release(again)
             await take(held)
             await h.kill(dying)

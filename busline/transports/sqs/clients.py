@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import xform_name
+from botocore.loaders import Loader, create_loader
 
 from busline.errors import BuslineError, TransportClosed
 from busline.transports.sqs.faults import LIBRARY, Throttled, translate
@@ -21,6 +23,12 @@ PAUSE = (0.05, 1.0)
 """First and longest pause after a request that was throttled, seconds."""
 SLACK = 10.0
 """Seconds that an answer to a poll may be late."""
+
+
+@cache
+def _loader() -> Loader:
+    """The library's descriptions of services, read once in a process: half a second each time otherwise."""
+    return create_loader()
 
 
 class Clients:
@@ -41,6 +49,7 @@ class Clients:
         self._stack = AsyncExitStack()
         try:
             self._session = AioSession()
+            self._session.register_component("data_loader", _loader())
             self._work = await self._client("sqs", self._settings.timeout)
             self._polls = await self._client("sqs", self._settings.wait + SLACK)
         except LIBRARY as error:

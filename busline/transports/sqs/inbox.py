@@ -17,7 +17,7 @@ from busline.transports.sqs.queues import Queues
 from busline.transports.sqs.receipts import Done
 from busline.transports.sqs.settling import Settler
 from busline.transports.sqs.url import Settings
-from busline.transports.sqs.wire import MAX_WIRE, read
+from busline.transports.sqs.wire import read
 
 RETENTION = 300
 """Seconds for which a reply waits, for a caller that has stopped looking."""
@@ -77,7 +77,6 @@ class SqsInbox:
         attributes = {
             "MessageRetentionPeriod": str(RETENTION),
             "VisibilityTimeout": str(RETENTION),
-            "MaximumMessageSize": str(MAX_WIRE),
         }
         url = await self._queues.make(called, called, attributes, self._ephemera.tags("reply"))
         self._address, self._url = called, url

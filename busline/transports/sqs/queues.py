@@ -121,19 +121,26 @@ class Queues:
 
     async def make(self, called: str, name: str, attributes: dict[str, str], tags: Mapping[str, str]) -> str:
         """CreateQueue, with tags if that is permitted."""
-        try:
-            made = await self._clients.ask(
-                "CreateQueue", queue=name, QueueName=called, Attributes=attributes, tags=dict(tags)
-            )
-        except Denied:
-            made = await self._clients.ask("CreateQueue", queue=name, QueueName=called, Attributes=attributes)
-        return str(made["QueueUrl"])
+        largest = {"MaximumMessageSize": str(MAX_WIRE)}
+        for more, labels in ((largest, tags), ({}, tags), ({}, {})):
+            try:
+                made = await self._clients.ask(
+                    "CreateQueue", queue=name, QueueName=called, Attributes={**attributes, **more}, tags=dict(labels)
+                )
+            except Denied:
+                if not labels:
+                    raise
+            except Refused as error:  # a place that takes smaller messages only
+                if not more or "MaximumMessageSize" not in str(error):
+                    raise
+            else:
+                return str(made["QueueUrl"])
+        raise AssertionError("the last of them returns or raises")
 
     async def _wanted(self, spec: QueueSpec) -> dict[str, str]:
         attributes = {
             "VisibilityTimeout": str(self._settings.lease),
             "MessageRetentionPeriod": str(RETENTION),
-            "MaximumMessageSize": str(MAX_WIRE),
         }
         if is_fifo(spec.name):
             attributes["FifoQueue"] = "true"
@@ -177,8 +184,12 @@ class Queues:
             raise ConfigurationError(f"queue {name!r}: SQS knows no priorities: use a queue for each urgency")
         if spec.max_length is not None:
             raise ConfigurationError(f"queue {name!r}: SQS cannot bound a queue, so max_length has no effect there")
+        if spec.patterns and is_fifo(name):
+            raise ConfigurationError(f"queue {name!r}: SNS does not bring events to a FIFO queue; name another")
         if spec.patterns and not fanout:
-            raise ConfigurationError(f"queue {name!r} cannot listen to events at {self._settings.where}")
+            raise ConfigurationError(
+                f"queue {name!r} cannot listen to events at {self._settings.where}, where SNS may not be used"
+            )
 
     def limits(self, spec: QueueSpec, known: Known, *, fanout: bool) -> Limits:
         """What this queue can do. Raises ConfigurationError for one whose messages might get lost."""

@@ -63,6 +63,14 @@ class Receipt:
         return max(0, floor(min(lease, left)))
 
     @property
+    def count(self) -> int:
+        """How often SQS has handed it out; not counted is what was only hidden for its delay, as in a FIFO queue."""
+        system = self.raw.get("Attributes") or {}
+        count = _count(system.get("ApproximateReceiveCount"))
+        sent, first = _seconds(system.get("SentTimestamp")), _seconds(system.get("ApproximateFirstReceiveTimestamp"))
+        return count - 1 if count > 1 and first - sent < self.letter.delay else count
+
+    @property
     def delay_left(self) -> float:
         """Seconds of its delay that have not passed, by the clock of SQS as far as possible."""
         delay = self.letter.delay
@@ -84,12 +92,11 @@ def receipt_of(raw: Mapping[str, Any], lease: float, topic: str) -> Receipt:
 
 def delivery_of(receipt: Receipt, queue: str) -> Delivery:
     """As core sees it."""
-    count = _count((receipt.raw.get("Attributes") or {}).get("ApproximateReceiveCount"))
     return Delivery(
         receipt.letter.message,
         queue,
         receipt,
-        max(1, count) + receipt.letter.deliveries_before,
+        receipt.count + receipt.letter.deliveries_before,
         time() + receipt.until - monotonic(),
     )
 

@@ -7,7 +7,7 @@ the register, and a single request tells the others whether they have to read ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from secrets import token_hex
 from time import monotonic, time
@@ -116,6 +116,8 @@ class Register:
         self._read = False
         self._untagged: dict[str, tuple[float, float]] = {}
         self._url: str | None = None
+        self.before_burial: Callable[[Entry], Awaitable[None]] | None = None
+        """What is to be done before the queue of a process that is gone is deleted."""
         self.denied = ""
         """What would be needed to read or write tags and is not permitted; "" where all is."""
 
@@ -228,6 +230,8 @@ class Register:
                 if now is not None and not self._seems_gone(now):
                     self._entries[now.name] = now
                     continue
+                if suspect.patterns and self.before_burial is not None:
+                    await self.before_burial(suspect)
                 await self._clients.ask("DeleteQueue", queue=suspect.name, QueueUrl=suspect.url)
             except (QueueNotFound, Denied):  # somebody else was faster, or it is left to somebody who may
                 pass
@@ -244,10 +248,12 @@ class Register:
                     return each
         return None
 
-    async def has_listeners(self, topic: str) -> bool:
-        """Is some queue bound to a pattern that matches it?"""
-        entries = (await self.entries()).values()
-        return any(matches(pattern, topic) for each in entries for pattern in each.patterns)
+    async def listener(self, topic: str) -> Entry | None:
+        """A queue that is bound to a pattern which matches it."""
+        for each in (await self.entries()).values():
+            if any(matches(pattern, topic) for pattern in each.patterns):
+                return each
+        return None
 
     # -- changes --------------------------------------------------------------------------------------------------
 
@@ -256,11 +262,8 @@ class Register:
         ConfigurationError if another service owns one of its topics, and then nothing is changed."""
         self.forget()
         try:
-            entries = await self.entries()
+            moved = self.check_owners(spec, await self.entries())
             wanted = frozenset(map(tag_word, spec.topics))
-            moved = [each for each in entries.values() if each.name != spec.name and each.topics & wanted]
-            for other in moved:
-                self._check_owner(spec, other, wanted)
             changed, listens = await self._write(spec, url, stamp)
             for other in moved:
                 await self._take_away(other, wanted)
@@ -274,13 +277,19 @@ class Register:
             await asyncio.sleep(self._settings.cache)
         return True
 
-    def _check_owner(self, spec: QueueSpec, other: Entry, wanted: frozenset[str]) -> None:
-        if other.service != spec.service:
-            topics = ", ".join(sorted(map(tag_text, other.topics & wanted)))
-            raise ConfigurationError(
-                f"topic {topics} belongs to queue {other.name!r} of service {other.service!r} at "
-                f"{self._settings.where}; {spec.name!r} of {spec.service!r} cannot have it, too"
-            )
+    def check_owners(self, spec: QueueSpec, entries: Mapping[str, Entry]) -> list[Entry]:
+        """The other queues of the same service that own topics of `spec` now. Raises ConfigurationError for one of
+        another service."""
+        wanted = frozenset(map(tag_word, spec.topics))
+        others = [each for each in entries.values() if each.name != spec.name and each.topics & wanted]
+        for other in others:
+            if other.service != spec.service:
+                topics = ", ".join(sorted(map(tag_text, other.topics & wanted)))
+                raise ConfigurationError(
+                    f"topic {topics} belongs to queue {other.name!r} of service {other.service!r} at "
+                    f"{self._settings.where}; {spec.name!r} of {spec.service!r} cannot have it, too"
+                )
+        return others
 
     async def _write(self, spec: QueueSpec, url: str, stamp: float) -> tuple[bool, bool]:
         """Returns whether something changed that others read, and whether that was about patterns."""

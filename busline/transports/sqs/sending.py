@@ -47,14 +47,15 @@ class Sender:
         if batcher is None:
             if len(self._batchers) >= REMEMBERED:
                 self._forget_idle()
-            # In a FIFO queue the second request must not overtake the first.
-            at_once = 1 if is_fifo(url) else 8
-            batcher = Batcher(
-                partial(self._send, url, name), name=f"send {name}", most_bytes=MAX_WIRE, most_at_once=at_once
-            )
-            self._batchers[url] = batcher
+            batcher = self._batchers[url] = self._new_batcher(url, name)
         self._batchers.move_to_end(url)
         return batcher
+
+    def _new_batcher(self, url: str, name: str) -> Batcher:
+        # In a FIFO queue the second request must not overtake the first.
+        at_once = 1 if is_fifo(url) else 8
+        send = partial(self._send, url, name)
+        return Batcher(send, name=f"send {name}", most_bytes=MAX_WIRE, most_at_once=at_once)
 
     def _forget_idle(self) -> None:
         for url in [url for url, batcher in self._batchers.items() if batcher.is_idle][: REMEMBERED // 2]:
@@ -76,9 +77,7 @@ class Sender:
         """One request; returns the entries that should be tried again: refused for now, and certainly not taken."""
         entries = [{"Id": str(number), **item.entry} for number, item in enumerate(items)]
         try:
-            answer = await self._clients.ask(
-                "SendMessageBatch", queue=name, handed_over=True, QueueUrl=url, Entries=entries
-            )
+            answer = await self._ask(url, name, entries)
         except BuslineError as error:
             if len(items) > 1 and isinstance(error, MessageTooLarge):
                 for item in items:  # together they were too long, or one was: each for itself tells
@@ -96,6 +95,9 @@ class Sender:
             else:
                 item.end(failure)
         return again
+
+    async def _ask(self, url: str, name: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return await self._clients.ask("SendMessageBatch", queue=name, handed_over=True, QueueUrl=url, Entries=entries)
 
     def _failure(self, failed: dict[str, Any], name: str) -> BuslineError:
         code, text = str(failed.get("Code", "")), str(failed.get("Message", ""))

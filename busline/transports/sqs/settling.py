@@ -187,6 +187,5 @@ def _keep(delivery: Delivery, asked: float, seconds: int) -> None:
 
 def copy_of(receipt: Receipt, delay: float) -> Parcel:
     """The same message again, as it came, with the count that it has. Raises MessageTooLarge."""
-    system = receipt.raw.get("Attributes") or {}
-    count = int(system.get("ApproximateReceiveCount") or 1)
-    return again(receipt.raw, receipt.letter, delay=delay, deliveries=receipt.letter.deliveries_before + count - 1)
+    before = receipt.letter.deliveries_before + receipt.count - 1
+    return again(receipt.raw, receipt.letter, delay=delay, deliveries=before)

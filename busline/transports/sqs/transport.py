@@ -6,21 +6,22 @@ import asyncio
 from collections.abc import Callable, Sequence
 from time import time
 
-from busline.errors import ConfigurationError, NoHandler, QueueNotFound, TransportClosed
+from busline.errors import BuslineError, ConfigurationError, NoHandler, QueueNotFound, TransportClosed
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats, ToQueue
 from busline.transports.sqs.clients import Clients
 from busline.transports.sqs.consuming import SqsConsumer, Terms
 from busline.transports.sqs.ephemera import Ephemera
+from busline.transports.sqs.events import Events, is_meant
 from busline.transports.sqs.inbox import SqsInbox
 from busline.transports.sqs.inspection import Inspection
 from busline.transports.sqs.names import REPLIES, is_fifo
-from busline.transports.sqs.queues import Queues
+from busline.transports.sqs.queues import Known, Queues
 from busline.transports.sqs.receipts import Done
 from busline.transports.sqs.register import Register
 from busline.transports.sqs.sending import Sender, all_of
 from busline.transports.sqs.settling import Settler
 from busline.transports.sqs.url import Settings, parse
-from busline.transports.sqs.wire import GROUP, Letter, Parcel, check, parcel
+from busline.transports.sqs.wire import GROUP, MAX_BYTES, MAX_EVENT, MAX_WIRE, Letter, Parcel, check, parcel
 
 LEAVING = 5.0
 """Seconds that what was handed over may take to leave when the transport is closed."""
@@ -50,6 +51,8 @@ class SqsTransport:
         self._register = Register(self._clients, settings)
         self._sender = Sender(self._clients, settings.where, settings.timeout)
         self._ephemera = Ephemera(self._clients, self._register, settings)
+        self._events = Events(self._clients, self._queues, self._register, settings)
+        self._register.before_burial = self._events.unlisten
         self._inspection = Inspection(self._clients, self._queues, self._register, self._sender, self._settler)
         self._attached: dict[str, tuple[QueueSpec, str, Limits]] = {}
         self._consumers: list[SqsConsumer] = []
@@ -91,8 +94,7 @@ class SqsTransport:
 
     async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
         self._opened()
-        fanout = False
-        self._queues.check(queue, fanout=fanout)
+        self._queues.check(queue, fanout=self._fanout)
         if queue.passive or not create:
             known = await self._queues.look(queue.name)
             if queue.passive:
@@ -100,12 +102,31 @@ class SqsTransport:
         else:
             tags = self._ephemera.tags("ephemeral") if queue.ephemeral else {}
             known = await self._queues.declare(queue, tags)
-            await self._register.record(queue, known.url, stamp=time())
+            await self._record(queue, known)
             if queue.ephemeral:
                 self._ephemera.add(known.url, queue.name)
-        limits = self._queues.limits(queue, known, fanout=fanout)
+        limits = self._queues.limits(queue, known, fanout=self._fanout)
         self._attached[queue.name] = (queue, known.url, limits)
         return limits
+
+    @property
+    def _fanout(self) -> bool:
+        return self._settings.events and not self._events.denied
+
+    async def _record(self, queue: QueueSpec, known: Known) -> None:
+        """Listen before anybody is told of it, and tell before listening ends."""
+        before = (await self._register.entries(believed=0.0)).get(queue.name)
+        if queue.patterns:
+            self._register.check_owners(queue, await self._register.entries())
+            await self._events.listen(queue, known)
+        recorded = await self._register.record(queue, known.url, stamp=time())
+        if queue.patterns and not recorded:
+            raise ConfigurationError(
+                f"queue {queue.name!r} cannot listen to events at {self.where}: {self._register.denied} is not "
+                "permitted"
+            )
+        if before is not None and before.patterns and not queue.patterns:
+            await self._events.unlisten(before)
 
     async def _check_passive(self, queue: QueueSpec) -> None:
         entry = (await self._register.entries(believed=0.0)).get(queue.name)
@@ -127,6 +148,9 @@ class SqsTransport:
         try:
             url = await self._queues.find(queue)
             self._ephemera.drop(url)
+            entry = (await self._register.entries()).get(queue)
+            if entry is not None and entry.patterns:
+                await self._events.unlisten(entry)
             await self._clients.ask("DeleteQueue", queue=queue, QueueUrl=url)
         except QueueNotFound:
             return
@@ -164,17 +188,20 @@ class SqsTransport:
         return consumer
 
     def _wants(self, queue: str, letter: Letter) -> bool:
-        return True
+        spec, _, _ = self._attached.get(queue, (None, "", None))
+        return spec is None or is_meant(letter, spec.patterns)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
     async def send(self, to: Destination, *messages: Message) -> None:
         self._opened()
-        await self._send(to, [(self._parcel(message), message.headers.get(GROUP)) for message in messages])
+        await self._send(to, [(self._parcel(message, to), message.headers.get(GROUP)) for message in messages])
 
-    def _parcel(self, message: Message) -> Parcel:
-        check(message)
-        return parcel(message)
+    def _parcel(self, message: Message, to: Destination | None = None) -> Parcel:
+        attached = self._attached.get(to.queue) if isinstance(to, ToQueue) else None
+        limit = attached[2].max_bytes if attached is not None else MAX_BYTES
+        check(message, limit)
+        return parcel(message, limit=limit + MAX_WIRE - MAX_BYTES)
 
     async def _send(self, to: Destination, parcels: Sequence[tuple[Parcel, str | None]]) -> None:
         if not parcels:
@@ -206,8 +233,8 @@ class SqsTransport:
     async def publish(self, topic: str, *messages: Message) -> bool:
         self._opened()
         for message in messages:
-            self._parcel(message)
-        return False
+            check(message, MAX_EVENT)
+        return await self._events.publish(topic, messages)
 
     async def open_inbox(self, on_reply: Callable[[Message], None], on_lost: Callable[[], None]) -> SqsInbox:
         self._opened()
@@ -228,7 +255,7 @@ class SqsTransport:
         return inbox
 
     async def _send_call(self, to: Destination, message: Message) -> None:
-        await self._send(to, [(self._parcel(message), message.headers.get(GROUP))])
+        await self._send(to, [(self._parcel(message, to), message.headers.get(GROUP))])
 
     async def reply(self, address: str, message: Message) -> bool:
         self._opened()
@@ -285,11 +312,21 @@ class SqsTransport:
                 await self._inbox.aclose()
             await self._sender.close(LEAVING)
             await asyncio.gather(*(settler.close(LEAVING) for settler in self._settlers))
+            await self._events.close(LEAVING)
             if self._ephemera.names:
-                await self._ephemera.close()
-                await self._register.removed()
+                await self._delete_ephemera()
             await self._ephemera.stop()
             await self._clients.close()
+
+    async def _delete_ephemera(self) -> None:
+        try:
+            entries = await self._register.entries()
+        except BuslineError:
+            entries = {}  # then their subscriptions stay, which harms nobody
+        mine = [entries[name] for name in self._ephemera.names if name in entries]
+        await asyncio.gather(*(self._events.unlisten(entry) for entry in mine if entry.patterns))
+        await self._ephemera.close()
+        await self._register.removed()
 
     async def _die(self) -> None:
         """For tests: end as SIGKILL would. Nothing is given back, and nobody is told."""
@@ -302,4 +339,5 @@ class SqsTransport:
         for settler in self._settlers:
             await settler.stop()
         await self._sender.stop()
+        await self._events.stop()
         await self._clients.close()

@@ -34,6 +34,8 @@ class Settings:
     """Visibility timeout with which messages are received; renewed while they are worked on."""
     renew: bool = True
     """Leases may be renewed; False where ChangeMessageVisibility is not permitted."""
+    events: bool = True
+    """SNS may be used."""
     cache: float = 2.0
     """How long it is believed who owns a topic and who listens, before SQS is asked whether that has changed."""
     heartbeat: float = 60.0
@@ -133,6 +135,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "cache": _seconds(0, 300),
     "create": _create,
     "endpoint_url": _endpoint,
+    "events": _flag,
     "heartbeat": _seconds(0.1, 600),
     "lease": _whole(1, LONGEST_LEASE),
     "prefix": _prefix,

@@ -1,13 +1,14 @@
 """A message as SQS takes it and back. What any client may have written is read without trust.
 
-The body is the payload's text; bytes that are no text SQS takes travel as base64. Beside it at most six attributes:
-`topic`, `busline` (our metadata), `headers` (the user's, one JSON object), `correlation_id`, `reply_to`, and
+The body is the payload's text. Beside it at most seven attributes: `topic`, `busline` (our metadata), `headers` (the
+user's, one JSON object), `correlation_id`, `reply_to`, `busline-body` (a body that is no text SQS takes), and
 `busline-driver`, one JSON object of what only this driver needs:
 
-    b  1 = the body is base64, 0 = it is empty (SQS takes no empty one)
+    b  1 = the body is in its attribute, 0 = it is empty (SQS takes no empty one)
     t  the topic is percent-encoded, because it has characters that SQS does not take
     d  how often it had been handed out before this copy was made
     x  when an expendable message has expired, milliseconds since 1970; 0 = never
+    e  1 = it is an event, so it must match one of the queue's patterns
     w  seconds of its delay, counted from the instant at which this copy was sent
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -30,11 +30,14 @@ MAX_WIRE = 1_048_576
 """Bytes of body and attributes together, of one message and of one batch."""
 MAX_BYTES = MAX_WIRE - 4096
 """Body and metadata of one of ours; the rest is for the other attributes."""
+MAX_EVENT_WIRE = 262_144
+MAX_EVENT = MAX_EVENT_WIRE - 4096
+"""The same of an event, which goes through SNS."""
 LONGEST_DELAY = 900
 """Seconds that SQS delays by itself; longer delays take several of them."""
-TOPIC, META, HEADERS, DRIVER = "topic", "busline", "headers", "busline-driver"
+TOPIC, META, HEADERS, DRIVER, BODY = "topic", "busline", "headers", "busline-driver", "busline-body"
 CORRELATION, REPLY_TO = "correlation_id", "reply_to"
-_OURS = frozenset({TOPIC, META, HEADERS, DRIVER, CORRELATION, REPLY_TO})
+_OURS = frozenset({TOPIC, META, HEADERS, DRIVER, BODY, CORRELATION, REPLY_TO})
 GROUP = "MessageGroupId"
 """A header that names the group of a message in a FIFO queue; without it a message is a group of its own."""
 DIED = "busline-died"
@@ -59,7 +62,8 @@ class Parcel:
 
 
 def check(message: Message, limit: int = MAX_BYTES) -> None:
-    """Raises MessageTooLarge, or ConfigurationError for what no queue here could take."""
+    """Raises MessageTooLarge, or ConfigurationError for what no queue here could take. `limit` is in bytes of body and
+    metadata."""
     meta = len(message.meta) if message.meta.isascii() else len(message.meta.encode())
     size = len(message.body) + meta
     if size > limit:
@@ -68,12 +72,13 @@ def check(message: Message, limit: int = MAX_BYTES) -> None:
         raise ConfigurationError(f"priority {message.priority} of {message.topic!r}: SQS knows no priorities")
 
 
-def parcel(message: Message, *, limit: int = MAX_WIRE, deliveries: int = 0) -> Parcel:
+def parcel(message: Message, *, limit: int = MAX_WIRE, event: bool = False) -> Parcel:
     """Raises MessageTooLarge if it does not fit as it travels."""
     driver: dict[str, Any] = {}
-    body = _text_of(message.body, driver)
-    if deliveries:
-        driver["d"] = deliveries
+    attributes: Attributes = {}
+    body = _text_of(message.body, driver, attributes)
+    if event:
+        driver["e"] = 1
     if message.expendable:
         driver["x"] = 0 if message.ttl is None else ceil((time() + message.ttl) * 1000)
     if message.delay > 0:
@@ -82,7 +87,6 @@ def parcel(message: Message, *, limit: int = MAX_WIRE, deliveries: int = 0) -> P
     if _FORBIDDEN.search(topic):
         topic = quoted(topic)
         driver["t"] = 1
-    attributes: Attributes = {}
     _put(attributes, TOPIC, topic)
     _put(attributes, META, message.meta)
     _put(attributes, CORRELATION, message.correlation_id)
@@ -97,7 +101,7 @@ def parcel(message: Message, *, limit: int = MAX_WIRE, deliveries: int = 0) -> P
     return made
 
 
-def _text_of(body: bytes, driver: dict[str, Any]) -> str:
+def _text_of(body: bytes, driver: dict[str, Any], attributes: Attributes) -> str:
     if not body:
         driver["b"] = 0
         return _PLACEHOLDER
@@ -107,7 +111,8 @@ def _text_of(body: bytes, driver: dict[str, Any]) -> str:
         text = ""
     if not text or _FORBIDDEN.search(text):
         driver["b"] = 1
-        return b64encode(body).decode()
+        attributes[BODY] = {"DataType": "Binary", "BinaryValue": body}
+        return _PLACEHOLDER
     return text
 
 
@@ -151,6 +156,11 @@ class Letter:
     def deliveries_before(self) -> int:
         """How often it had been handed out before this copy was made."""
         return _whole(self.driver.get("d"))
+
+    @property
+    def is_event(self) -> bool:
+        """It came through SNS."""
+        return self.driver.get("e") == 1
 
     @property
     def expires_at(self) -> float | None:
@@ -199,7 +209,7 @@ def read(raw: Mapping[str, Any], topic: str = "") -> Letter:
         named = unquote(named)
     message = Message(
         named if named is not None else "" if DRIVER in attributes or META in attributes else topic,
-        _bytes_of(str(raw.get("Body", "")), driver.get("b")),
+        _bytes_of(str(raw.get("Body", "")), driver.get("b"), attributes.get(BODY)),
         _text(attributes.get(META)) or "",
         _headers(raw, attributes),
         _text(attributes.get(CORRELATION)),
@@ -213,14 +223,11 @@ def read(raw: Mapping[str, Any], topic: str = "") -> Letter:
     return letter
 
 
-def _bytes_of(text: str, flag: object) -> bytes:
+def _bytes_of(text: str, flag: object, apart: Mapping[str, Any] | None) -> bytes:
     if flag == 0:
         return b""
-    if flag == 1:
-        try:
-            return b64decode(text, validate=True)
-        except ValueError:  # somebody else wrote the flag: then the text is what there is
-            return text.encode()
+    if flag == 1 and apart is not None:
+        return bytes(apart.get("BinaryValue") or b"")
     return text.encode()
 
 
