@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ class SqsConsumer:
         *,
         slots: int,
         prefetch: int,
-        wants: Callable[[Letter], bool],
+        is_known: Callable[[Letter], bool],
+        is_meant: Callable[[Letter], Awaitable[bool]],
         on_close: Callable[[SqsConsumer], None],
     ) -> None:
         self._settler = settler
@@ -62,7 +63,8 @@ class SqsConsumer:
         self._done = done
         self._slots = slots
         self._prefetch = prefetch
-        self._wants = wants
+        self._is_known = is_known
+        self._is_meant = is_meant
         self._on_close = on_close
         self._waiters: deque[_Waiter] = deque()
         self._buffer: deque[Delivery] = deque()
@@ -128,13 +130,23 @@ class SqsConsumer:
         deliveries: list[Delivery] = []
         for raw in found:
             receipt = receipt_of(raw, terms.lease, terms.topic)
-            if receipt.message_id in self._done or receipt.has_expired or not self._wants(receipt.letter):
+            if receipt.message_id in self._done or receipt.has_expired:
                 self._settler.delete(receipt)
+            elif receipt.letter.is_event and not self._is_known(receipt.letter):
+                self._beside(self._judge(receipt))
             elif receipt.delay_left > DUE:
                 self._beside(self._settler.release([receipt], receipt.delay_left))
             else:
                 deliveries.append(delivery_of(receipt, terms.name))
         self._hand_over(deliveries)
+
+    async def _judge(self, receipt: Receipt) -> None:
+        """An event that none of the patterns asks for that we know: SNS's filter lets through too much, or somebody
+        has bound the queue to more since."""
+        if await self._is_meant(receipt.letter):
+            self._hand_over([delivery_of(receipt, self._terms.name)])
+        else:
+            await self._settler.delete(receipt)
 
     def _hand_over(self, deliveries: Sequence[Delivery]) -> None:
         """To those who wait, then to the buffer, and what is left over back to SQS."""

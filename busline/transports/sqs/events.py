@@ -213,8 +213,8 @@ class Events:
 
 
 def is_meant(letter: Letter, patterns: Iterable[str]) -> bool:
-    """False for an event that the filter let through and that matches none of the queue's patterns."""
-    return not letter.is_event or any(matches(pattern, letter.message.topic) for pattern in patterns)
+    """Does the event match one of the patterns?"""
+    return any(matches(pattern, letter.message.topic) for pattern in patterns)
 
 
 def _object(text: str) -> dict[str, Any]:

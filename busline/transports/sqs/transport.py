@@ -181,15 +181,16 @@ class SqsTransport:
             done,
             slots=slots,
             prefetch=prefetch,
-            wants=lambda letter: self._wants(queue, letter),
+            is_known=lambda letter: queue in self._attached and is_meant(letter, self._attached[queue][0].patterns),
+            is_meant=lambda letter: self._is_meant(queue, letter),
             on_close=self._consumers.remove,
         )
         self._consumers.append(consumer)
         return consumer
 
-    def _wants(self, queue: str, letter: Letter) -> bool:
-        spec, _, _ = self._attached.get(queue, (None, "", None))
-        return spec is None or is_meant(letter, spec.patterns)
+    async def _is_meant(self, queue: str, letter: Letter) -> bool:
+        entry = (await self._register.entries(believed=0.0)).get(queue)
+        return entry is not None and is_meant(letter, entry.patterns)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
