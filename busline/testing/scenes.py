@@ -17,7 +17,7 @@ from busline.testing.harness import Harness
 from busline.transports.base import Inspectable
 from busline.wire import Envelope, decode_envelope
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a check that waits for something has failed."""
 SOON = Retry(max_retries=2, first=0.01, factor=1.0, jitter=False)
 

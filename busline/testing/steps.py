@@ -14,7 +14,7 @@ from busline.message import Delivery, Limits, Message, QueueSpec, QueueStats, To
 from busline.testing.harness import Harness
 from busline.transports.base import Consumer, Inspectable, Transport
 
-PROMPT = 10.0
+PROMPT = 20.0
 """Seconds in which what needs no time to pass has happened, on a busy machine too."""
 GRACE = 1.0
 """Seconds by which a busy machine may be late with what was due."""
