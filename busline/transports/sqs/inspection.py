@@ -111,6 +111,16 @@ class Inspection:
         """What could be delivered now, ten at a time; what has expired is deleted, what is delayed hidden again."""
         attributes = await self._queues.attributes(url, queue)
         counted = int(attributes.get("ApproximateNumberOfMessages", 1))
+        delayed: list[Receipt] = []
+        try:
+            async for receipts in self._found(url, queue, limit, counted, settler, delayed):
+                yield receipts
+        finally:
+            await settler.show(delayed)
+
+    async def _found(
+        self, url: str, queue: str, limit: int, counted: int, settler: Settler, delayed: list[Receipt]
+    ) -> AsyncIterator[Sequence[Receipt]]:
         seen = 0
         while seen < limit:
             found = await self._clients.poll(
@@ -130,7 +140,9 @@ class Inspection:
             for receipt in receipts:
                 if receipt.has_expired:
                     settler.delete(receipt)
-                elif receipt.delay_left > DUE and not is_fifo(queue):
+                elif receipt.delay_left > DUE and is_fifo(queue):
+                    delayed.append(receipt)
+                elif receipt.delay_left > DUE:
                     await settler.release([receipt], receipt.delay_left)
             kept = [each for each in receipts if not each.has_expired and each.delay_left <= DUE]
             seen += len(kept)
