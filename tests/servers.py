@@ -48,6 +48,11 @@ class Rabbit:
         return self._server_url + self.vhost.removeprefix("/")
 
     @property
+    def limited_url(self) -> str:
+        """As somebody who may read and write everything, and declare nothing."""
+        return self.url.replace("guest:guest", "limited:guest")
+
+    @property
     def _server_url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
@@ -74,7 +79,8 @@ class Rabbit:
             "hashing_algorithm": "rabbit_password_hashing_sha256",
             "tags": "administrator",
         }
-        self._define("start.json", ["/", *self._more_vhosts()], users=[guest])
+        limited = {**guest, "name": "limited", "tags": ""}
+        self._define("start.json", ["/", *self._more_vhosts()], users=[guest, limited])
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -165,10 +171,11 @@ class Rabbit:
         return json.loads(file.read_text()) if file.exists() else default
 
     def _define(self, name: str, vhosts: list[str], **more: object) -> None:
-        rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+        guest = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+        limited = {**guest, "user": "limited", "configure": "^$"}
         definitions = {
             "vhosts": [{"name": each} for each in vhosts],
-            "permissions": [{"vhost": each, **rights} for each in vhosts],
+            "permissions": [{"vhost": each, **rights} for each in vhosts for rights in (guest, limited)],
             **more,
         }
         (self._folder / name).write_text(json.dumps(definitions))

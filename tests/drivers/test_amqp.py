@@ -17,7 +17,7 @@ import pytest
 from pamqp import commands, header
 from pamqp.commands import Basic
 
-from busline import Bus
+from busline import Bus, Queue, Retry
 from busline.errors import ConfigurationError, ConnectionLost, QueueFull, QueueNotFound
 from busline.message import Binding, Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.scenes import eventually
@@ -444,6 +444,49 @@ async def test_a_passive_queue_is_given_nothing_that_its_owner_did_not_give(rabb
     finally:
         await guest.aclose()
         await owner.aclose()
+
+
+async def test_a_user_who_may_not_declare_is_told_at_start_what_to_do(rabbit: Rabbit) -> None:
+    unused = rabbit.empty_url().replace("guest:guest", "limited:guest")
+    with pytest.raises(ConfigurationError, match=r"'busline.calls' yet.* refused for user 'limited'.*connect first"):
+        await Bus(unused).__aenter__()
+    async with Bus(rabbit.url):
+        bus = Bus(rabbit.limited_url, service=name("svc"))
+
+    @bus.handler(name("topic"))
+    async def handle() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"access to queue .* refused for user 'limited'.*passive=True"):
+        async with bus.worker():
+            pass
+
+
+async def test_a_worker_without_the_right_to_declare_works_on_queues_of_others(rabbit: Rabbit) -> None:
+    queue, handled = name("theirs"), asyncio.Event()
+    bus = Bus(rabbit.limited_url, service="guests")
+
+    @bus.handler("import.csv", queue=Queue(queue, passive=True), retry=Retry(max_retries=0))
+    async def handle(file: str) -> str:
+        handled.set()
+        if file == "broken":
+            raise ValueError("broken")
+        return file.upper()
+
+    connection = await aiormq.connect(rabbit.url)
+    channel = await connection.channel()
+    for each in (queue, f"{queue}.dead"):
+        await channel.queue_declare(each, durable=True)
+    async with Bus(rabbit.url), bus, bus.worker():
+        answer = await asyncio.to_thread(ask_with_pika, rabbit, queue, b'"a.csv"')
+        assert json.loads(answer) == "A.CSV"
+        handled.clear()
+        await channel.basic_publish(b'"broken"', routing_key=queue)
+        await asyncio.wait_for(handled.wait(), 10)
+        async with asyncio.timeout(10):
+            while not (letter := await channel.basic_get(f"{queue}.dead", no_ack=True)).body:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert letter.body == b'"broken"'
+    await connection.close()
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])

@@ -28,6 +28,10 @@ from tests.servers import Rabbit, remove, start_rabbit
 pytestmark = pytest.mark.timeout(180)
 
 CALL_TIMEOUT = 4.0
+PATIENT_TIMEOUT = 20.0
+"""Seconds for calls that may be asked again."""
+LATE = 1.5
+"""Seconds after its deadline at which a call has ended: 0.5 are promised, the rest is for a machine that is busy."""
 RECOVERY = 5.0
 """Seconds after which calls flow again, counted from when the fault is over."""
 
@@ -66,6 +70,8 @@ class Ledger:
     """What was asked and what became of it."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    asked_again: Counter[str] = field(default_factory=Counter)
+    """Outcomes of calls with an idempotency key."""
     late: list[float] = field(default_factory=list)
     wrong: list[object] = field(default_factory=list)
     answered_at: list[float] = field(default_factory=list)
@@ -109,18 +115,20 @@ async def load(url: str, callers: int = 8) -> AsyncIterator[Ledger]:
     stop = asyncio.Event()
 
     async def ask(number: int) -> None:
+        again = number % 4 == 3
+        outcomes, timeout = (ledger.asked_again, PATIENT_TIMEOUT) if again else (ledger.outcomes, CALL_TIMEOUT)
         while not stop.is_set():
-            began = time.monotonic()
+            began, key = time.monotonic(), name("key") if again else None
             try:
-                answer = await caller.call(f"{service}.echo", number, timeout=CALL_TIMEOUT)
+                answer = await caller.call(f"{service}.echo", number, timeout=timeout, idempotency_key=key)
                 if answer != number:
                     ledger.wrong.append(answer)
                 ledger.answered_at.append(began)
-                ledger.outcomes["answered"] += 1
+                outcomes["answered"] += 1
             except BuslineError as error:
-                ledger.outcomes[type(error).__name__] += 1
+                outcomes[type(error).__name__] += 1
                 await asyncio.sleep(0.05)
-            if (took := time.monotonic() - began) > CALL_TIMEOUT + 0.5:
+            if (took := time.monotonic() - began) > timeout + LATE:
                 ledger.late.append(took)
 
     async def send() -> None:
@@ -146,11 +154,37 @@ async def load(url: str, callers: int = 8) -> AsyncIterator[Ledger]:
     assert ledger.wrong == []
     assert ledger.late == []
     assert ledger.interrupted == 0
-    print(dict(ledger.outcomes), len(ledger.confirmed), "confirmed", sum(ledger.handled.values()), "handled")
+    assert set(ledger.asked_again) <= {"answered", "CallTimeout"}
+    print(
+        dict(ledger.outcomes),
+        dict(ledger.asked_again),
+        len(ledger.confirmed),
+        "confirmed",
+        sum(ledger.handled.values()),
+        "handled",
+    )
+
+
+@asynccontextmanager
+async def delayed(url: str, delay: float) -> AsyncIterator[None]:
+    """A message that is delayed so long arrives, whatever happens meanwhile, and not before its time."""
+    queue, began = name("queue"), time.monotonic()
+    transport = from_url(url)
+    await transport.open()
+    try:
+        await transport.attach(QueueSpec(queue, "svc"))
+        await transport.send(ToQueue(queue), Message("t", b"1", delay=delay))
+        yield
+        consumer = await transport.consume(queue, slots=1)
+        (delivery,) = await asyncio.wait_for(consumer.receive(1), 60)
+        assert time.monotonic() - began >= delay
+        await consumer.ack(delivery, confirm=True)
+    finally:
+        await transport.aclose()
 
 
 async def test_the_broker_is_killed_three_times_under_load(node: Rabbit) -> None:
-    async with load(node.url) as ledger:
+    async with load(node.url) as ledger, delayed(node.url, 9.0):
         for _ in range(3):
             await ledger.recovery(time.monotonic(), 20)
             await asyncio.to_thread(node.kill)
@@ -195,7 +229,7 @@ async def test_a_frozen_broker_costs_time_and_nothing_else(node: Rabbit) -> None
         await ledger.recovery(time.monotonic(), 20)
         node.signal(signal.SIGSTOP)
         try:
-            await asyncio.sleep(12)  # beyond three heartbeats: the connection is given up, and found again
+            await asyncio.sleep(15)  # beyond three heartbeats: the connection is given up, and found again
         finally:
             node.signal(signal.SIGCONT)
         print("recovery", round(await ledger.recovery(time.monotonic(), RECOVERY), 2))
@@ -217,7 +251,14 @@ async def test_a_black_hole_is_found_by_the_heartbeat(node: Rabbit) -> None:
     assert set(ledger.outcomes) <= {"answered", "ReplyLost", "ConnectionLost", "OutcomeUnknown", "CallTimeout"}
 
 
-async def test_a_memory_alarm_is_a_typed_error_in_time_and_consumers_keep_acking(node: Rabbit) -> None:
+@pytest.mark.parametrize(
+    ("command", "short", "enough"),
+    [("set_vm_memory_high_watermark", "0.000001", "0.4"), ("set_disk_free_limit", "900TB", "1MB")],
+    ids=["memory", "disk"],
+)
+async def test_an_alarm_is_a_typed_error_in_time_and_consumers_keep_acking(
+    command: str, short: str, enough: str, node: Rabbit
+) -> None:
     queue = name("queue")
     sender, worker = from_url(f"{node.url}?timeout=2"), from_url(f"{node.url}?timeout=2")
     await sender.open()
@@ -225,7 +266,7 @@ async def test_a_memory_alarm_is_a_typed_error_in_time_and_consumers_keep_acking
     try:
         await worker.attach(QueueSpec(queue, "svc"))
         await sender.send(ToQueue(queue), *[Message("t", b"%d" % number) for number in range(5)])
-        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+        await asyncio.to_thread(node.ctl, command, short)
         try:
             for _ in range(2):
                 began = time.monotonic()
@@ -237,7 +278,7 @@ async def test_a_memory_alarm_is_a_typed_error_in_time_and_consumers_keep_acking
                 (delivery,) = await asyncio.wait_for(consumer.receive(1), 5)
                 await consumer.ack(delivery, confirm=True)
         finally:
-            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+            await asyncio.to_thread(node.ctl, command, enough)
 
         async def sent() -> bool:
             try:
@@ -326,6 +367,14 @@ async def nursery(url: str, service: str) -> AsyncIterator[Nursery]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def test_thousands_of_calls_in_flight_over_several_workers_are_all_answered(node: Rabbit) -> None:
+    service, number = name("svc"), 3000
+    async with Bus(node.url) as caller, nursery(node.url, service) as young:
+        await asyncio.gather(*(young.worker() for _ in range(4)))
+        answers = await asyncio.gather(*(caller.call(f"{service}.double", n, timeout=90) for n in range(number)))
+    assert answers == [2 * n for n in range(number)]
 
 
 async def test_a_thousand_of_a_thousand_while_workers_are_killed_all_the_time(node: Rabbit) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from aiormq.exceptions import ChannelAccessRefused
+
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Destination, Limits, QueueSpec, ToQueue
 from busline.transports.amqp import topology
 from busline.transports.amqp.bounds import Bound
-from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
+from busline.transports.amqp.faults import LIBRARY, reason, translate, was_cancelled
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.registry import Entry, Register, Registrar, pairs
 from busline.transports.amqp.topology import CALLS, EVENTS
@@ -95,16 +97,34 @@ class Attached:
             if not create:
                 return self._limits(spec)
         else:
-            async with self._registrar.edit(session) as register:
-                await self._claim(session, spec, register)
+            await self._make(session, spec)
         self._specs[spec.name] = spec
         return self._limits(spec)
 
+    async def _make(self, session: Session, spec: QueueSpec) -> None:
+        try:
+            async with self._registrar.edit(session) as register:
+                await self._claim(session, spec, register)
+        except ChannelAccessRefused as refused:
+            # Dead letters are put there by us, so it is enough that somebody has made a place for them.
+            if spec.for_dead_letters and await topology.exists(session, spec.name):
+                return
+            raise ConfigurationError(
+                f"{self._link.where} refuses: {reason(refused)}. A worker that declares its queues needs the rights to "
+                "configure, write and read them and what begins with busline.; else have them declared by somebody "
+                "who may, and use them with Queue(name, passive=True)"
+            ) from refused
+
     async def _verify(self, session: Session, spec: QueueSpec) -> QueueSpec:
-        """The spec with what the register knows of the queue. Raises ConfigurationError if a passive one differs."""
-        async with self._registrar.edit(session) as register:
-            entry = register.queues.get(spec.name)
-        if spec.passive and (unlike := _unlike(spec, entry or Entry())):
+        """The spec with what the register knows of the queue. Raises ConfigurationError if a passive one differs.
+
+        What comes to a queue that is not in the register is its owner's business, so any topic may be handled there.
+        """
+        try:
+            entry = (await self._registrar.look(session)).queues.get(spec.name)
+        except ChannelAccessRefused:  # a user without the right to read the register: nothing is known of the queue
+            entry = None
+        if spec.passive and (unlike := _unlike(spec, entry or Entry(topics=spec.topics))):
             raise ConfigurationError(
                 f"queue {spec.name!r} is passive, so it cannot be given what its owner did not give it: {unlike}"
             )

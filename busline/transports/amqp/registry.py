@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 from pamqp.commands import Basic
 
 from busline.errors import ConnectionLost
@@ -149,7 +149,7 @@ async def _give_back(session: Session) -> None:
     try:
         async with session.scratch() as channel:
             await channel.queue_delete(LOCK)
-    except ChannelLockedResource:  # it is another's, as it was when we could not take it
+    except (ChannelLockedResource, ChannelAccessRefused):  # it is another's, or not for us: we have not got it
         return
     except BaseException as error:
         session.fail(error)

@@ -13,7 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 from pamqp import commands
 
 from busline.errors import ConfigurationError, ConnectionLost, QueueNotFound
@@ -183,8 +188,13 @@ async def declare_exchanges(session: Session) -> None:
             async with session.scratch() as channel:
                 await channel.exchange_declare(name, exchange_type=kind, passive=True)
         except ChannelNotFoundEntity:
-            async with session.scratch() as channel:
-                await channel.exchange_declare(name, exchange_type=kind, durable=True)
+            try:
+                async with session.scratch() as channel:
+                    await channel.exchange_declare(name, exchange_type=kind, durable=True)
+            except ChannelAccessRefused as refused:
+                raise ConfigurationError(
+                    f"there is no {kind} exchange {name!r} yet, and {reason(refused)}: let a user who may connect first"
+                ) from refused
 
 
 async def bind(channel: Channel, spec: QueueSpec) -> None:
