@@ -18,7 +18,7 @@ from pamqp import commands, header
 from pamqp.commands import Basic
 
 from busline import Bus, Queue, Retry
-from busline.errors import ConfigurationError, ConnectionLost, QueueFull, QueueNotFound
+from busline.errors import ConfigurationError, ConnectionLost, NoHandler, QueueFull, QueueNotFound
 from busline.message import Binding, Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.scenes import eventually
 from busline.transports import from_url as any_url
@@ -459,6 +459,26 @@ async def test_a_user_who_may_not_declare_is_told_at_start_what_to_do(rabbit: Ra
     with pytest.raises(ConfigurationError, match=r"access to queue .* refused for user 'limited'.*passive=True"):
         async with bus.worker():
             pass
+
+
+async def test_a_caller_needs_no_right_to_declare(rabbit: Rabbit) -> None:
+    topic, sent = name("topic"), asyncio.Event()
+    bus = Bus(rabbit.url, service=name("svc"))
+
+    @bus.handler(topic)
+    async def handle(number: int) -> int:
+        if number == 2:
+            sent.set()
+        return number
+
+    async with bus.worker(), Bus(rabbit.limited_url) as caller:
+        assert await caller.call(topic, 1, timeout=10) == 1
+        await caller.send(topic, 2)
+        await asyncio.wait_for(sent.wait(), 10)
+        with pytest.raises(NoHandler):
+            await caller.call(name("nobody"), timeout=10)
+        with pytest.raises(ConfigurationError, match="refused for user 'limited'"):
+            await caller.send(topic, 3, delay=60)
 
 
 async def test_a_worker_without_the_right_to_declare_works_on_queues_of_others(rabbit: Rabbit) -> None:

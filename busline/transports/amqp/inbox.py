@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConnectionLost, NoHandler, TransportClosed
@@ -126,7 +127,10 @@ class AmqpInbox:
         channel.consumers["replies"] = self._arrived
         await channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=not self._queue, consumer_tag="replies"))
         if not self._queue:
-            self._address = await self._learn_address(session)
+            try:
+                self._address = await self._learn_address(session)
+            except ChannelAccessRefused:  # our own calls need not know it: the broker writes it into them
+                self._address = DIRECT
 
     def down(self) -> None:
         """See `Resident`. Replies to a queue of our own wait there."""
