@@ -5,10 +5,12 @@ What a slot has not asked for stays at the broker, so nothing waits unstarted in
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import anyio
 from anyio import CancelScope, create_task_group
@@ -48,6 +50,18 @@ class QueueState:
     """Messages that are handled now."""
     troubles: list[str]
     """Why nothing is taken from it, or why it cannot work; empty while all is well."""
+
+
+T = TypeVar("T")
+
+
+async def side_by_side(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Their results when all have ended, for they wait for the broker; raises the error of the first that failed."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
 class Slot:
@@ -123,9 +137,9 @@ class QueueSlots:
     async def attach(self) -> None:
         """Declare the queue and its dead letters, and begin to consume. Raises ConfigurationError, TransportError."""
         transport = self._services.transport
-        limits = await transport.attach(self.plan.spec)
-        if self.plan.dead_letters is not None:
-            await transport.attach(self.plan.dead_letters)
+        limits, *_ = await side_by_side(
+            [transport.attach(spec) for spec in (self.plan.spec, self.plan.dead_letters) if spec is not None]
+        )
         self._check(limits)
         self._handling.attached(limits)
         if limits.lease is not None and self._keeper is None:

@@ -12,7 +12,7 @@ The order of leaving, so that no message is lost, delayed or counted as failed b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
@@ -27,7 +27,7 @@ from busline.message import Delivery, Health
 from busline.operated import Post, State
 from busline.registry import Plan, QueuePlan
 from busline.services import Alarm, Services
-from busline.slots import QueueSlots, QueueState
+from busline.slots import QueueSlots, QueueState, side_by_side
 from busline.telemetry import log
 from busline.wheel import Wheel
 from busline.wire import reply_to
@@ -175,8 +175,7 @@ class Worker:
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
         try:
-            for queue in self._queues:
-                await queue.attach()
+            await side_by_side(queue.attach() for queue in self._queues)
             if self._post is not None:
                 await self._post.prepare(self._queues, self._state)
         except BaseException as error:
@@ -269,14 +268,9 @@ class Worker:
     async def _close(self) -> None:
         self._services.alarms.close()
         self._services.notices.close()
-        closing = [queue.aclose for queue in self._queues]
         if self._post is not None:
-            closing.insert(0, self._post.aclose)
-        for close in closing:
-            try:
-                await close()
-            except BuslineError as error:
-                log.warning("closing a consumer failed: %s", error, extra={"event": "close_failed"})
+            await _close_one(self._post.aclose)
+        await side_by_side(_close_one(queue.aclose) for queue in self._queues)
 
     def _announce(self, delivery: Delivery) -> None:
         """Tell the caller of a long call that it has been started, so that its timeout can say so."""
@@ -293,6 +287,13 @@ class Worker:
 
 def _ring(alarm: Alarm) -> None:
     alarm()
+
+
+async def _close_one(close: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await close()
+    except BuslineError as error:
+        log.warning("closing a consumer failed: %s", error, extra={"event": "close_failed"})
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:

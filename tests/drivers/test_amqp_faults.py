@@ -253,7 +253,7 @@ async def test_a_black_hole_is_found_by_the_heartbeat(node: Rabbit) -> None:
 
 @pytest.mark.parametrize(
     ("command", "short", "enough"),
-    [("set_vm_memory_high_watermark", "0.000001", "0.4"), ("set_disk_free_limit", "900TB", "1MB")],
+    [("set_vm_memory_high_watermark", "0.000001", "0.4"), ("set_disk_free_limit", "900000GB", "1MB")],
     ids=["memory", "disk"],
 )
 async def test_an_alarm_is_a_typed_error_in_time_and_consumers_keep_acking(

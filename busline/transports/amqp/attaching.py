@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from aiormq.exceptions import ChannelAccessRefused
@@ -31,6 +33,8 @@ class Attached:
         self._default: Kind = settings.kind
         self._consumer_timeout = settings.consumer_timeout
         self._specs: dict[str, QueueSpec] = {}
+        self._claims: list[tuple[QueueSpec, asyncio.Event]] = []
+        """What is being claimed now."""
         self.differences: dict[str, str] = {}
         """What a queue at the broker has otherwise than was asked for, in words."""
 
@@ -103,7 +107,7 @@ class Attached:
 
     async def _make(self, session: Session, spec: QueueSpec) -> None:
         try:
-            async with self._registrar.edit(session) as register:
+            async with self._registrar.edit(session) as register, self._alone(spec):
                 await self._claim(session, spec, register)
         except ChannelAccessRefused as refused:
             # Dead letters are put there by us, so it is enough that somebody has made a place for them.
@@ -132,10 +136,23 @@ class Attached:
             return spec
         return replace(spec, kind=entry.kind, max_length=entry.max_length, max_priority=entry.max_priority)
 
+    @asynccontextmanager
+    async def _alone(self, spec: QueueSpec) -> AsyncIterator[None]:
+        """Nobody else of this process claims the queue, or one of its topics, at the same time."""
+        while others := [ended for other, ended in self._claims if _meet(spec, other)]:
+            await others[0].wait()
+        claim = spec, asyncio.Event()
+        self._claims.append(claim)
+        try:
+            yield
+        finally:
+            self._claims.remove(claim)
+            claim[1].set()
+
     async def _claim(self, session: Session, spec: QueueSpec, register: Register) -> None:
         moved = await self._moved(session, spec, register)
         await self._declare(session, spec)
-        async with session.scratch() as channel:
+        async with session.scratch(patient=False) as channel:
             for queue, topics in moved.items():
                 await topology.unbind(channel, queue, {CALLS: topics})
             before = register.queues.get(spec.name)
@@ -182,6 +199,10 @@ class Attached:
             async with session.scratch() as channel:
                 await channel.rpc(Delete(queue=queue))
             register.remove(queue)
+
+
+def _meet(one: QueueSpec, other: QueueSpec) -> bool:
+    return one.name == other.name or not one.topics.isdisjoint(other.topics)
 
 
 def _unlike(spec: QueueSpec, entry: Entry) -> str:

@@ -272,7 +272,7 @@ class AmqpConsumer:
                 await channel.basic_nack(number, requeue=verb is GIVE_BACK, wait=False)
         except LIBRARY as error:
             if was_cancelled(error):  # and the frame has not left
-                self._errands.leave(self._tell_all_the_same(delivery, verb))
+                self._errands.start(self._tell_all_the_same(delivery, verb))
                 raise
             self.stale_settlements += 1
             return False

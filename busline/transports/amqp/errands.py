@@ -31,19 +31,18 @@ class Errands:
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, None]] | None = None
     ) -> T:
         """Its result. If the caller is cancelled, the work goes on, and then `undo` is called with its result."""
-        task = self._start(work)
+        return await self.wait(self.start(work), undo)
+
+    async def wait(self, task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]] | None = None) -> T:
+        """As `run`, for one that was started."""
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
             if was_cancelled(error):
                 if undo is not None:
-                    self._start(_undone(task, undo))
+                    self.start(_undone(task, undo))
                 raise
             raise ConnectionLost(f"the connection to {self._where} has ended") from None
-
-    def leave(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nobody waits for it."""
-        self._start(work)
 
     async def end(self, timeout: float = END_TIMEOUT) -> None:
         """Returns when none is left."""
@@ -54,7 +53,8 @@ class Errands:
                 task.cancel()
             await asyncio.wait(self._tasks)
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Nobody need wait for it."""
         task = asyncio.create_task(work, name="busline amqp errand")
         self._tasks.add(task)
         task.add_done_callback(self._over)

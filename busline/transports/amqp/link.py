@@ -117,13 +117,19 @@ class Session:
             self.fail(error)
 
     @asynccontextmanager
-    async def scratch(self) -> AsyncIterator[Channel]:
-        """One for operations that the broker may answer by closing the channel."""
+    async def scratch(self, *, patient: bool = True) -> AsyncIterator[Channel]:
+        """One for operations that the broker may answer by closing the channel.
+
+        `patient`: return when it is closed, and so all that it was told without an answer has been done.
+        """
         channel = await self.channel(lasting=False)
         try:
             yield channel
         finally:
-            await self.give_up(channel)
+            if patient:
+                await self.give_up(channel)
+            elif not self.broken.done() and not channel.is_closed:
+                self._errands.start(self._close_channel(channel))
 
     async def _open_channel(self, confirms: bool) -> Channel:
         if self.broken.done():

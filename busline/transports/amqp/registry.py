@@ -21,6 +21,7 @@ from pamqp.commands import Basic
 
 from busline.errors import ConnectionLost
 from busline.message import QueueSpec
+from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Session
 from busline.transports.amqp.publishing import Outlet
@@ -86,28 +87,92 @@ class Register:
             self.changed = True
 
 
-class Registrar:
-    """Reads and writes the register, one at a time."""
+class Joint:
+    """What those of this process that edit at the same time share: one lock, one reading, one writing."""
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.opened: asyncio.Future[Register] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        self.closing = False
+        self._members = 0
+        self._left = asyncio.Event()
+
+    def join(self) -> None:
+        """There is one more."""
+        self._members += 1
+
+    def leave(self) -> None:
+        """One has done."""
+        self._members -= 1
+        self._left.set()
+
+    async def all_left(self) -> None:
+        """Until nobody is in it; then nobody can join any more."""
+        while self._members:
+            self._left.clear()
+            await self._left.wait()
+        self.closing = True
+
+
+class Registrar:
+    """Reads and writes the register."""
+
+    def __init__(self, outlet: Outlet, where: str) -> None:
         self._outlet = outlet
         self._mine = asyncio.Lock()  # the broker's lock is the connection's, so it does not keep our own tasks apart
+        self._errands = Errands(where)
+        self._joint: Joint | None = None
 
     @asynccontextmanager
     async def edit(self, session: Session) -> AsyncIterator[Register]:
-        """The register, to be changed in place; it is written at the end unless the block raised.
+        """The register, to be changed in place by a block that does so without an await, at its end: others of this
+        process may edit it at the same time. It is written when all have ended, before this returns.
 
         To be used in an errand only, which no user can cancel half way.
         """
-        async with self._mine, self._locked(session), session.scratch() as channel:
-            register = await _read(channel)
-            yield register
-            if register.changed or len(register.tags) != 1:
-                await self._write(register)
-                for tag in register.tags:
-                    await channel.basic_ack(tag)
-            else:
-                await channel.basic_nack(register.tags[0], requeue=True)
+        joint = self._join(session)
+        assert joint.task is not None
+        try:
+            yield await asyncio.shield(joint.opened)
+        finally:
+            joint.leave()
+        await self._errands.wait(joint.task)
+
+    def _join(self, session: Session) -> Joint:
+        joint = self._joint
+        if joint is None or joint.closing or joint.session is not session:
+            joint = self._joint = Joint(session)
+            joint.task = self._errands.start(self._keep(joint))
+        joint.join()
+        return joint
+
+    async def _keep(self, joint: Joint) -> None:
+        try:
+            async with self._mine, self._locked(joint.session), joint.session.scratch() as channel:
+                register = await _read(channel)
+                joint.opened.set_result(register)
+                await joint.all_left()
+                await self._put_back(register, channel)
+        except BaseException as error:
+            joint.closing = True
+            if not joint.opened.done():
+                cancelled = isinstance(error, asyncio.CancelledError)
+                joint.opened.set_exception(ConnectionLost("the connection has ended") if cancelled else error)
+                joint.opened.exception()  # seen: whoever waited for it may have gone
+            raise
+
+    async def _put_back(self, register: Register, channel: Channel) -> None:
+        if register.changed or len(register.tags) != 1:
+            await self._write(register)
+            for tag in register.tags:
+                await channel.basic_ack(tag)
+        else:
+            await channel.basic_nack(register.tags[0], requeue=True)
+
+    async def aclose(self) -> None:
+        """Nothing is edited any more."""
+        await self._errands.end(0.0)
 
     async def look(self, session: Session) -> Register:
         """As it is now."""
@@ -134,7 +199,7 @@ class Registrar:
 
 async def _take(session: Session) -> bool:
     try:
-        async with session.scratch() as channel:
+        async with session.scratch(patient=False) as channel:
             await channel.queue_declare(LOCK, exclusive=True)
     except ChannelLockedResource:
         return False
@@ -147,7 +212,7 @@ async def _give_back(session: Session) -> None:
     if session.broken.done():
         return
     try:
-        async with session.scratch() as channel:
+        async with session.scratch(patient=False) as channel:
             await channel.queue_delete(LOCK)
     except (ChannelLockedResource, ChannelAccessRefused):  # it is another's, or not for us: we have not got it
         return

@@ -121,7 +121,7 @@ async def declare_queue(session: Session, spec: QueueSpec, kind: Kind, where: st
     tolerated: dict[str, str] = {}
     while True:
         try:
-            async with session.scratch() as channel:
+            async with session.scratch(patient=False) as channel:
                 await channel.rpc(_declaration(spec, chosen))
             return f"queue {spec.name!r}: {', '.join(tolerated.values())}" if tolerated else ""
         except ChannelPreconditionFailed as error:
@@ -149,7 +149,7 @@ def _declaration(spec: QueueSpec, chosen: dict[str, Any]) -> Declare:
 async def find_queue(session: Session, name: str, where: str) -> commands.Queue.DeclareOk:
     """What the broker says of it. Raises QueueNotFound."""
     try:
-        async with session.scratch() as channel:
+        async with session.scratch(patient=False) as channel:
             found = await channel.rpc(Declare(queue=name, passive=True))
     except ChannelNotFoundEntity:
         raise QueueNotFound(name, where) from None

@@ -77,7 +77,7 @@ class AmqpTransport:
         self._outlet = Outlet(self._out, settings.timeout)
         self._replies = ReplyOutlet(self._out)
         self._ladder = Ladder()
-        self._registrar = Registrar(self._outlet)
+        self._registrar = Registrar(self._outlet, self.where)
         self._attached = Attached(self._in, self._registrar, settings)
         self._bounds = Bounds(self._attached.bound, self._register, self._count)
         self._inspection = Inspection(self._in, self._registrar, self._outlet)
@@ -338,6 +338,7 @@ class AmqpTransport:
             if self._inbox is not None:
                 await self._inbox.aclose()
             await self._errands.end()
+            await self._registrar.aclose()
             await asyncio.gather(self._in.close(), self._out.close())
 
     async def _die(self) -> None:
@@ -350,6 +351,8 @@ class AmqpTransport:
             await consumer.aclose()
         if self._inbox is not None:
             self._inbox.closed = True
+        await self._errands.end(0.0)
+        await self._registrar.aclose()
         await asyncio.gather(self._in.close(), self._out.close())
 
 
