@@ -289,10 +289,8 @@ async def check_an_early_ack_that_fails_runs_once(h: Harness) -> None:
         ran.append(text)
 
     async with bus.worker(concurrency=1) as worker:
-        consumer = worker._queues[0]._consumer
-        assert consumer is not None
-        spoiled = _Spoiled(consumer)
-        worker._queues[0]._consumer = spoiled
+        queue: Any = worker._queues[0]
+        spoiled = queue._consumer = _Spoiled(queue._consumer)
         await bus.send(f"{service}.work", "before")
         job = await bus.send(f"{service}.work", "x", track=True)
         await job.result(PATIENCE)
