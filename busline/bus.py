@@ -9,7 +9,7 @@ from copy import copy
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from anyio import CapacityLimiter
 
@@ -92,7 +92,7 @@ class Bus(Verbs):
             retry=retry, routes=routes, call_timeout=call_timeout, settings=settings, clock=clock or SystemClock()
         )
         self._url = url
-        self._given_store = store
+        self._given_store: str | Store | Literal[False] | None = store
         self._door: StoreDoor | None = None  # kept while the bus is closed: what is in memory outlives its sessions
         self._service = check_topic(service) if service is not None else None
         self._workers: list[Worker] = []

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import anyio
 from anyio import CancelScope, create_task_group
 
 from busline import claiming, outcome
+from busline.clock import sleep
 from busline.errors import BuslineError, ClaimLost, ConfigurationError, StoreUnavailable
 from busline.held import Held
 from busline.idempotency import PLAIN, UNFINISHED_TTL, Idempotency, KeyMissing, fingerprint, key_of, scoped
@@ -210,7 +210,7 @@ class Claims:
         async with create_task_group() as side:
             side.start_soon(self.orphans.run, self._door, name="busline orphans")
             while True:
-                await anyio.sleep(self._tick)
+                await sleep(self._clock, self._tick)
                 async with create_task_group() as renewals:
                     for running in self._due():
                         renewals.start_soon(self._renew, running, name="busline renewal")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Literal
 
 from busline.errors import StoreUnavailable
 from busline.stores import from_url
@@ -13,9 +14,11 @@ from busline.transports.base import HasStore, Transport
 STORE_VARIABLE = "BUSLINE_STORE"
 
 
-def door_to(given: str | Store | None, transport: Transport) -> StoreDoor | None:
+def door_to(given: str | Store | Literal[False] | None, transport: Transport) -> StoreDoor | None:
     """The door to the store that was given, else to that of `$BUSLINE_STORE`, else to the transport's own; None if it
-    has none."""
+    has none. False = none, whatever there is."""
+    if given is False:
+        return None
     wanted = given if given is not None else os.environ.get(STORE_VARIABLE) or None
     if wanted is not None:
         return StoreDoor(wanted, asked_for=True)

@@ -52,6 +52,12 @@ def from_url(url: str) -> MemoryStore:
     return MemoryStore(vault)
 
 
+def share(vault: MemoryVault, name: str) -> str:
+    """Let a name stand for this vault, for as long as somebody has it; returns the URL by which it is found."""
+    _named[name] = vault
+    return f"memory://{name}"
+
+
 @dataclass(slots=True, eq=False)
 class _Record:
     """A claim. It is held while it is PROCESSING."""

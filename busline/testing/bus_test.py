@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from busline.bus import Bus
 from busline.errors import ConfigurationError
 from busline.jobs import Job
 from busline.message import Delivery
+from busline.stores.memory import MemoryVault, share
+from busline.storing import STORE_VARIABLE
 from busline.telemetry import Telemetry
 from busline.testing.clock import TURNS, VirtualClock
 from busline.testing.recording import Recorder
@@ -49,8 +52,9 @@ class BusTest:
     stands still until `advance` turns it.
 
     What is sent, retried, delayed, expired and dead-lettered is so for the reasons that hold in production; nothing is
-    faked but the broker and the time. Several buses, one for each service, share the broker and the clock. The bus must
-    not be open; afterwards it is what it was. Code under test may enter the bus again, as an application does.
+    faked but the broker, the store and the time. A bus that has a store gets one in memory, and one that has none gets
+    none. Several buses, one for each service, share everything. The bus must not be open; afterwards it is what it was.
+    Code under test may enter the bus again, as an application does.
 
     * `concurrency`: messages at a time per queue.
     * `propagate`: `settle` and what ends with it raise what a handler raised, when it was its last attempt.
@@ -80,6 +84,8 @@ class BusTest:
         self.buses = buses
         self.clock = VirtualClock(time.time() if start is None else start)
         self._broker = MemoryBroker(self.clock, lease=FOREVER, seed=seed)
+        self._vault = MemoryVault(self.clock)
+        self._store_url = share(self._vault, self._broker.store_url.removeprefix("memory://"))
         self._concurrency = concurrency
         self._propagate = propagate
         self._overrides = overrides or {}
@@ -121,19 +127,24 @@ class BusTest:
     def _swapped(self, bus: Bus) -> Iterator[None]:
         if bus._session is not None:
             raise ConfigurationError("the bus is open already; BusTest opens it itself")
-        before = bus._url, bus._clock, bus._telemetry, bus._before
+        before = bus._url, bus._given_store, bus._clock, bus._telemetry, bus._before
         telemetry = Telemetry()
         telemetry.stats = bus.stats
         for observer in (*bus.observers, self._recorder):
             telemetry.add(observer)
-        bus._url, bus._clock, bus._telemetry, bus._before = (
-            *(MemoryTransport(self._broker), self.clock),
-            *(telemetry, self._perhaps_fail),
-        )
+        bus._url, bus._given_store = self._transport_and_store(bus)
+        bus._clock, bus._telemetry, bus._before = self.clock, telemetry, self._perhaps_fail
         try:
             yield
         finally:
-            bus._url, bus._clock, bus._telemetry, bus._before = before
+            bus._url, bus._given_store, bus._clock, bus._telemetry, bus._before = before
+
+    def _transport_and_store(self, bus: Bus) -> tuple[MemoryTransport, str | Literal[False] | None]:
+        """A store where the bus has one, and none where it has none, so that no test shows what will not work."""
+        if bus._given_store is not None or os.environ.get(STORE_VARIABLE):
+            return MemoryTransport(self._broker), self._store_url
+        own = hasattr(bus._url, "store_url") or bus.url.partition("://")[0] in ("memory", "sqlite")
+        return MemoryTransport(self._broker), None if own else False
 
     @asynccontextmanager
     async def _running(self, bus: Bus) -> AsyncIterator[None]:
@@ -192,7 +203,7 @@ class BusTest:
                 if not await self._quiet(self._timeout, call.done):
                     self._complain()
                 if not call.done() and (due := self.clock.next_due) is not None:
-                    await self.clock.advance_to(due)
+                    self.clock.turn_to(due)
         finally:
             call.cancel()
             await asyncio.wait([call])
@@ -230,9 +241,9 @@ class BusTest:
         target = self.clock.time() + seconds_of(duration)
         await self._quiet_or_waiting()
         while (due := self.clock.next_due) is not None and due <= target:
-            await self.clock.advance_to(due)
+            self.clock.turn_to(due)
             await self._quiet_or_waiting()
-        await self.clock.advance_to(target)
+        self.clock.turn_to(target)
         self._waiting.clear()
         await self._quiet_or_waiting()
         self._waiting.clear()

@@ -62,6 +62,13 @@ class VirtualClock:
             heappop(self._due)
         return self._due[0][0] if self._due else None
 
+    def turn_to(self, instant: float) -> None:
+        """Let it be `instant`, the next at which something is due or one before, and run what is due then. What that
+        sets off has not happened when this returns."""
+        self._now = max(self._now, instant)
+        while self._due and self._due[0][0] <= self._now:
+            heappop(self._due)[2].run()
+
     async def advance(self, seconds: float) -> None:
         """Let `seconds` pass: what falls due runs in order, each at its own instant, and is settled before the next."""
         await self.advance_to(self._now + seconds)

@@ -15,6 +15,7 @@ from busline import (
     CallTimeout,
     ConfigurationError,
     Context,
+    Idempotency,
     NoHandler,
     Queue,
     Reject,
@@ -271,6 +272,40 @@ async def test_the_bus_is_afterwards_what_it_was_and_can_be_tested_again() -> No
             await BusTest(open_bus).__aenter__()
     with pytest.raises(ConfigurationError, match="give it the bus"):
         BusTest()
+
+
+async def test_a_bus_with_a_store_has_one_in_memory_that_goes_by_the_clock_of_the_test() -> None:
+    runs: list[str] = []
+    bus = Bus("amqp://nowhere.invalid/", service="shop", store="redis://nowhere.invalid/0")
+
+    @bus.handler("charge", idempotency=Idempotency(ttl=3600, lease=10))
+    async def charge(sku: str) -> str:
+        runs.append(sku)
+        return f"charged {sku}"
+
+    async with BusTest(bus) as t:
+        for _ in range(2):
+            assert await t.call("charge", "tea", idempotency_key="order 7") == "charged tea"
+        assert runs == ["tea"]
+        job = await t.send_and_settle("charge", "milk", track=True)
+        assert await job.status() == "SUCCESS"
+        await t.advance("2h")
+        assert await t.call("charge", "tea", idempotency_key="order 7") == "charged tea"
+        assert runs == ["tea", "milk", "tea"]
+
+
+async def test_a_bus_without_a_store_has_none_in_its_tests_either() -> None:
+    async with BusTest(shop()) as t:
+        with pytest.raises(ConfigurationError, match="store"):
+            await t.send("mail.send", "tea", track=True)
+    own = Bus(service="shop")  # SQLite has one beside its messages
+
+    @own.handler("mail.send")
+    async def send(text: str) -> None: ...
+
+    async with BusTest(own) as t:
+        job = await t.send_and_settle("mail.send", "tea", track=True)
+        assert await job.status() == "SUCCESS"
 
 
 @pytest.mark.parametrize(
