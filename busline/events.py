@@ -21,6 +21,8 @@ from busline.topics import MAX_TOPIC_BYTES
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id, text_of
 
+KINDS = ("sent", "received", "started", "retried", "succeeded", "failed", "fault")
+"""What is told of a message; `fault` is that it became a dead letter."""
 DEAF = 5.0
 """Seconds for which an event that reached nobody is not published again; a new subscriber waits so long at most."""
 REMEMBERED = 10_000

@@ -14,6 +14,7 @@ import typer
 from busline.cli import handlers, inspect, logs, queues, verbs, worker
 from busline.cli.demo import demo
 from busline.cli.dlq import dlq
+from busline.cli.events import events
 from busline.cli.exits import Exit, exit_for, legend
 from busline.cli.terminal import complain, say
 
@@ -39,6 +40,7 @@ app.add_typer(inspect.inspect)
 app.command()(inspect.pause)
 app.command()(inspect.resume)
 app.command()(inspect.concurrency)
+app.command()(events)
 app.command()(demo)
 
 
