@@ -127,7 +127,7 @@ class Post:
             try:
                 await consumer.aclose()
             except TransportError as error:
-                log.debug("closing the control consumer failed: %s", error)
+                log.debug("closing the control consumer failed: %s", error, extra={"event": "control_close_failed"})
 
     async def _answer_all(self) -> None:
         consumer = self._consumer
