@@ -29,6 +29,8 @@ from busline.worker import Worker
 
 FOREVER = 1e9
 """Seconds of a lease that no test outlives: nobody dies in a test, so nothing needs to be renewed."""
+FEW_TURNS = 6
+"""Turns of the loop after a timer that set no message off: a check, a renewal. A day has many of them."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -242,7 +244,7 @@ class BusTest:
         await self._quiet_or_waiting()
         while (due := self.clock.next_due) is not None and due <= target:
             self.clock.turn_to(due)
-            await self._quiet_or_waiting()
+            await self._quiet_or_waiting(needed=FEW_TURNS)
         self.clock.turn_to(target)
         self._waiting.clear()
         await self._quiet_or_waiting()
@@ -268,19 +270,22 @@ class BusTest:
         """What was handed out and is not settled."""
         return [delivery for queue in self._broker.queues.values() for delivery in queue.held()]
 
-    async def _quiet(self, patience: float, enough: Callable[[], bool] = lambda: False) -> bool:
-        """Until nothing is handed out for some turns of the loop; False if something still is after `patience`."""
+    async def _quiet(self, patience: float, enough: Callable[[], bool] = lambda: False, *, needed: int = TURNS) -> bool:
+        """Until nothing is handed out for some turns of the loop; False if something still is after `patience`.
+        `needed` turns are enough if nothing was handed out at all."""
         end, calm, turns = time.monotonic() + patience, 0, 0
-        while calm < TURNS and not enough():
-            calm = 0 if any(delivery not in self._waiting for delivery in self._held()) else calm + 1
-            if calm == 0 and time.monotonic() > end:
-                return False
+        while calm < needed and not enough():
+            calm += 1
+            if any(delivery not in self._waiting for delivery in self._held()):
+                calm, needed = 0, TURNS
+                if time.monotonic() > end:
+                    return False
             turns += 1
             await asyncio.sleep(0 if turns < 10 * TURNS else 0.001)
         return True
 
-    async def _quiet_or_waiting(self) -> None:
-        if not await self._quiet(self._patience):
+    async def _quiet_or_waiting(self, needed: int = TURNS) -> None:
+        if not await self._quiet(self._patience, needed=needed):
             self._waiting.update(self._held())
 
     def _complain(self) -> None:

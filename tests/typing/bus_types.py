@@ -1,11 +1,12 @@
 """What type checkers must conclude about the public surface; read by mypy and pyright, never run."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, assert_type
+from typing import Annotated, Any, Protocol, assert_type
 
 from pydantic import BaseModel
 
 from busline import Bus, Context, Job, Router, Topic, Worker
+from busline.depends import Depends
 
 
 class CreateOrder(BaseModel):
@@ -73,12 +74,15 @@ async def context_first(ctx: Context, cmd: CreateOrder) -> Order: ...  # type: i
 async def count() -> int: ...  # type: ignore[empty-body]
 def plain(cmd: CreateOrder, ctx: Context) -> list[Order]: ...  # type: ignore[empty-body]
 async def by_name(sku: str, qty: int = 1) -> Mapping[str, int]: ...  # type: ignore[empty-body]
+async def session() -> str: ...  # type: ignore[empty-body]
+async def with_dependency(cmd: CreateOrder, session: Annotated[str, Depends(session)]) -> Order: ...  # type: ignore[empty-body]
 
 
 async def calls_of_functions(bus: Bus) -> None:
     assert_type(await bus.call(by_function, CreateOrder(sku="tea")), Order)
     assert_type(await bus.call(with_context, CreateOrder(sku="tea"), timeout=1.0), Order)
     assert_type(await bus.call(context_first, CreateOrder(sku="tea")), Order)
+    assert_type(await bus.call(with_dependency, CreateOrder(sku="tea")), Order)
     assert_type(await bus.call(count), int)
     assert_type(await bus.call(plain, CreateOrder(sku="tea")), list[Order])
     assert_type(await bus.call(by_name, {"sku": "tea"}), Mapping[str, int])
