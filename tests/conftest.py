@@ -73,3 +73,9 @@ def ministack() -> Iterator[Ministack]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope=\"session\")
+def dynamo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A private emulator of DynamoDB, one for all processes of a parallel run; a test has a table of its own."""
+    yield from _store_server("dynamo", tmp_path_factory)

@@ -32,6 +32,7 @@ class Server:
     name = ""
     package = ""
     """Of Debian, where the program is from one."""
+    ending = signal.SIGKILL
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,11 +93,11 @@ class Server:
         except OSError:
             return False
 
-    def stop(self, number: int = signal.SIGKILL) -> None:
+    def stop(self) -> None:
         """End it, and all that it has started."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, self.ending)
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -178,6 +179,7 @@ class Redis(Server):
 
 class Dynamo(Server):
     name = "ministack"
+    ending = signal.SIGTERM  # it has all in memory, and writes it down when it is asked to end
 
     @classmethod
     def program(cls) -> str | None:
@@ -186,12 +188,13 @@ class Dynamo(Server):
 
     @property
     def url(self) -> str:
-        return f"dynamodb://us-east-1?endpoint_url=http://127.0.0.1:{self.port}"
+        return f"dynamodb://test:{PASSWORD}@us-east-1?endpoint_url=http://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> Mapping[str, str]:
         own = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(self.port), "SERVICES": "dynamodb"}
-        return {**os.environ, **own, "HOME": str(self.folder)}
+        state = {"PERSIST_STATE": "1", "STATE_DIR": str(self.folder / "state")}
+        return {**os.environ, **own, **state, "HOME": str(self.folder)}
 
     def command(self) -> list[str]:
         return [str(self.program())]

@@ -9,6 +9,7 @@ from busline.stores.base import Claimed, Completed, Failed, InProgress, Mismatch
 from busline.testing.steps import prompt
 from busline.testing.store_harness import StoreHarness
 from busline.testing.store_steps import (
+    BRIEF,
     FP,
     LONG,
     SHORT,
@@ -61,7 +62,7 @@ async def zombie_is_refused(store: Store, claimed: Claimed) -> None:
 
 async def check_opening_many_at_once_and_closing_twice_is_fine(h: StoreHarness) -> None:
     """Whatever is missing is made once, by whoever comes first; before and after, the store is unavailable."""
-    stores = [h.store() for _ in range(8)]
+    stores = [h.store() for _ in range(4)]
     await refused(StoreUnavailable, stores[0].read("key"))
     await all_of([store.open for store in stores])
     await prompt(stores[0].open())
@@ -78,7 +79,7 @@ async def check_opening_many_at_once_and_closing_twice_is_fine(h: StoreHarness) 
 async def check_one_of_sixteen_claimants_wins(h: StoreHarness) -> None:
     """Of any number of tasks that ask for a key at once, one gets it and the others learn for how long."""
     async with clients(h, 4) as stores:
-        for number in range(10):
+        for number in range(5):
             key = f"contested-{number}"
             results = await asyncio.gather(*(claim(stores[each % 4], key) for each in range(16)))
             won = [result for result in results if isinstance(result, Claimed)]
@@ -182,9 +183,9 @@ async def check_a_lease_that_ended_untaken_is_still_in_force(h: StoreHarness) ->
 async def check_an_extended_claim_is_kept(h: StoreHarness) -> None:
     """For as long as it was extended, and not only for its first lease, whatever its ttl was."""
     async with clients(h, 2) as (one, other):
-        claimed = await take(one, "key", lease=SHORT, ttl=SHORT)
+        claimed = await take(one, "key", lease=BRIEF, ttl=BRIEF)
         await prompt(one.extend(claimed, lease=LONG))
-        await h.pass_time(2 * SHORT)
+        await h.pass_time(BRIEF + SHORT)
         result = await claim(other, "key")
         assert isinstance(result, InProgress)
         assert LONG - 60 < result.seconds <= LONG
@@ -285,8 +286,8 @@ async def check_a_record_is_gone_after_its_ttl(h: StoreHarness) -> None:
     async with client(h) as store:
         await prompt(store.complete(await take(store, "done"), b"", b"", ttl=SHORT))
         await prompt(store.fail(await take(store, "failed"), b"", ttl=SHORT))
-        await prompt(store.release(await take(store, "released", lease=SHORT, ttl=SHORT)))
-        await h.pass_time(2 * SHORT)
+        await prompt(store.release(await take(store, "released", lease=BRIEF, ttl=BRIEF)))
+        await h.pass_time(BRIEF + SHORT)
         for key in ("done", "failed", "released"):
             assert await prompt(store.read(key)) is None
             assert await prompt(store.reopen(key)) is False
@@ -297,8 +298,8 @@ async def check_a_record_is_gone_after_its_ttl(h: StoreHarness) -> None:
 async def check_a_result_lives_for_its_own_ttl(h: StoreHarness) -> None:
     """Not for that of the claim."""
     async with client(h) as store:
-        await prompt(store.complete(await take(store, "key", lease=SHORT, ttl=SHORT), b"kept", b"", ttl=LONG))
-        await h.pass_time(2 * SHORT)
+        await prompt(store.complete(await take(store, "key", lease=BRIEF, ttl=BRIEF), b"kept", b"", ttl=LONG))
+        await h.pass_time(BRIEF + SHORT)
         assert await claim(store, "key") == Completed(b"kept", b"")
 
 

@@ -9,7 +9,7 @@ from busline.stores.base import ClaimRecord, JobRecord, Mismatch, Store
 from busline.testing.checks_store_claims import ALL_BYTES, HOSTILE
 from busline.testing.steps import prompt, started
 from busline.testing.store_harness import StoreHarness
-from busline.testing.store_steps import LONG, SHORT, add, claim, client, clients, found, record, take
+from busline.testing.store_steps import BRIEF, LONG, SHORT, add, claim, client, clients, found, record, take
 
 
 async def check_a_job_is_read_as_it_was_added(h: StoreHarness) -> None:
@@ -114,6 +114,21 @@ async def check_a_job_that_was_cancelled_early_is_not_run(h: StoreHarness) -> No
         await prompt(store.request_cancel("job"))
         assert (await take(store, "key", job="job")).cancel_requested
         assert not (await take(store, "another", job="other")).cancel_requested
+
+
+async def check_a_wish_to_cancel_ends_with_its_job(h: StoreHarness) -> None:
+    """What comes later under the same key is not cancelled for it."""
+    async with client(h) as store:
+        await add(store, "old", ttl=BRIEF)
+        await prompt(store.request_cancel("old"))
+        claimed = await take(store, "key", job="old")
+        assert claimed.cancel_requested
+        await prompt(store.fail(claimed, b"", ttl=SHORT, cancelled=True))
+        await h.pass_time(BRIEF + SHORT)
+        await add(store, "new")
+        again = await take(store, "key", job="new")
+        assert not again.cancel_requested
+        assert await prompt(store.extend(again, lease=LONG)) is False
 
 
 async def check_reopening_forgets_the_wish_to_cancel(h: StoreHarness) -> None:

@@ -8,7 +8,7 @@ from busline.stores.base import Claimed, Completed, Failed, InProgress, Orphan
 from busline.testing.checks_store_claims import ALL_BYTES, zombie_is_refused
 from busline.testing.steps import prompt
 from busline.testing.store_harness import StoreHarness
-from busline.testing.store_steps import FP, LONG, SHORT, claim, client, clients, orphan, take
+from busline.testing.store_steps import BRIEF, FP, LONG, SHORT, claim, client, clients, orphan, take
 
 NOTHING_KEPT = InProgress(0.0)
 
@@ -118,8 +118,8 @@ async def check_a_kept_message_has_no_end(h: StoreHarness) -> None:
 async def check_orphans_come_longest_ended_first(h: StoreHarness) -> None:
     """And as many as were asked for."""
     async with client(h) as store:
-        for number in (3, 1, 2):
-            await take(store, f"key-{number}", lease=number * SHORT, message_id="m", message=b"message")
-        await h.pass_time(4 * SHORT)
+        for number, lease in ((3, BRIEF), (1, SHORT), (2, 1.5 * SHORT)):
+            await take(store, f"key-{number}", lease=lease, message_id="m", message=b"message")
+        await h.pass_time(BRIEF + SHORT)
         assert [each.key for each in await prompt(store.orphans(10))] == ["key-1", "key-2", "key-3"]
         assert [each.key for each in await prompt(store.orphans(2))] == ["key-1", "key-2"]

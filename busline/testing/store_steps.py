@@ -18,6 +18,8 @@ from busline.testing.store_harness import StoreHarness
 FP = "fingerprint"
 SHORT = 0.2
 """Seconds of a lease or a ttl that a check waits for."""
+BRIEF = 1.5
+"""The same where something must happen before it ends, on a busy machine too."""
 LONG = 600.0
 """Seconds of one that does not end in any check."""
 

@@ -16,7 +16,7 @@ from busline.stores.base import Store
 from busline.stores.memory import MemoryStore, MemoryVault
 from busline.testing.clock import VirtualClock
 from busline.testing.store_harness import StoreHarness
-from tests.store_servers import Postgres, Redis
+from tests.store_servers import Dynamo, Postgres, Redis
 
 THOROUGH = bool(os.environ.get("BUSLINE_THOROUGH"))
 
@@ -73,13 +73,19 @@ class VirtualMemoryHarness(MemoryHarness):
 def _postgres(request: pytest.FixtureRequest) -> StoreHarness:
     server = request.getfixturevalue("postgres")
     assert isinstance(server, Postgres)
-    return UrlHarness("postgres", f"{server.url}?schema=test_{uuid.uuid4().hex[:12]}")
+    return UrlHarness("postgres", f"{server.url}?schema=test_{uuid.uuid4().hex[:12]}", contested=200)
 
 
 def _redis(request: pytest.FixtureRequest) -> StoreHarness:
     server = request.getfixturevalue("redis")
     assert isinstance(server, Redis)
-    return UrlHarness("redis", f"{server.url}?prefix=test-{uuid.uuid4().hex[:12]}:")
+    return UrlHarness("redis", f"{server.url}?prefix=test-{uuid.uuid4().hex[:12]}:", contested=200)
+
+
+def _dynamo(request: pytest.FixtureRequest) -> StoreHarness:
+    server = request.getfixturevalue("dynamo")
+    assert isinstance(server, Dynamo)
+    return UrlHarness("dynamodb", f"{server.url}&timeout=20&table=test-{uuid.uuid4().hex[:12]}", contested=20)
 
 
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], StoreHarness]] = {
@@ -88,4 +94,5 @@ STORES: Mapping[str, Callable[[pytest.FixtureRequest], StoreHarness]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
     "redis": _redis,
+    "dynamodb": _dynamo,
 }

@@ -24,6 +24,7 @@ except ConfigurationError as error:
     [
         ("postgresql://localhost/app", "asyncpg", "postgres"),
         ("redis://localhost/0", "redis", "redis"),
+        ("dynamodb://eu-west-1", "aiobotocore", "dynamodb"),
     ],
 )
 def test_a_store_whose_library_is_missing_names_the_extra(url: str, library: str, extra: str) -> None:
