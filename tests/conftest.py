@@ -75,7 +75,7 @@ def ministack() -> Iterator[Ministack]:
     server.stop()
 
 
-@pytest.fixture(scope=\"session\")
+@pytest.fixture(scope="session")
 def dynamo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A private emulator of DynamoDB, one for all processes of a parallel run; a test has a table of its own."""
     yield from _store_server("dynamo", tmp_path_factory)

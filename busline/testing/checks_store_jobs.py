@@ -151,7 +151,8 @@ async def check_one_of_many_unique_jobs_is_added(h: StoreHarness) -> None:
         results = await asyncio.gather(
             *(add(stores[each % 4], f"job-{each}", unique="import", unique_for=LONG) for each in range(16))
         )
-        (id,) = {job.id for job in results}
+        assert len({job.id for job in results}) == 1
+        id = results[0].id
         assert [job.id for job in await prompt(stores[0].jobs(20))] == [id]
         assert (await add(stores[0], "another", unique="export", unique_for=LONG)).id == "another"
         assert (await add(stores[1], id, unique="import", unique_for=LONG)).id == id
