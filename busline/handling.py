@@ -182,6 +182,8 @@ class Handling:
         if work.settled:
             effects = self._left_to_do(work, effects)
         if work.held is not None:
+            if work.result is None or work.requeue is not None:
+                await work.held.undo()  # before anything else is written, which its locks could keep from happening
             effects = _with_claim(work, effects)
         await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer, work.held)
 
@@ -261,6 +263,8 @@ class Handling:
         if work.over and work.settled:
             return  # It was done and acked; only its caller may not have been told.
         work.over = True
+        if work.held is not None:
+            await work.held.undo()
         if why != "time_limit":
             self._end_span(work, "abandoned")
         if why == "lost":

@@ -1,0 +1,143 @@
+"""Every message is delivered up to three times on purpose while its workers are killed, and has one effect.
+
+`BUSLINE_THOROUGH=1` is the size that the promise is made for: 10,000 messages and 50 kills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import pytest
+from process.commands import Folder, Running, until
+
+from busline import Bus
+from busline.message import QueueStats
+from busline.transports.base import Inspectable
+
+THOROUGH = bool(os.environ.get("BUSLINE_THOROUGH"))
+MESSAGES, KILLS = (10_000, 50) if THOROUGH else (200, 3)
+PROCESSES = 4
+
+APP = """
+import asyncio, os, random
+from pathlib import Path
+from busline import Bus, Context, Idempotency
+
+bus = Bus("sqlite:///bus.db", service="shop", store={store!r})
+LEDGER = os.open(Path(__file__).parent / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@bus.handler("shop.sell", idempotency=Idempotency(lease=1.5))
+async def sell(order: str, ctx: Context) -> str:
+    await asyncio.sleep(random.uniform(0, 0.01))
+    {effect}
+    return order.upper()
+"""
+TO_SQLITE = """async with ctx.transaction() as db:
+        db.execute("INSERT INTO effect VALUES (?)", (order,))"""
+TO_POSTGRES = """async with ctx.transaction() as db:
+        await db.execute('INSERT INTO {schema}.effect VALUES ($1)', order)"""
+BESIDE = """os.write(LEDGER, order.encode() + b"\\n")"""
+
+
+async def _deliver(bus: Bus, chance: random.Random) -> int:
+    """Each message one to three times, in any order; how often in all."""
+    departures = [bus.prepare_send("shop.sell", f"order {number}") for number in range(MESSAGES)]
+    copies = [each for each in departures for _ in range(chance.randint(1, 3))]
+    chance.shuffle(copies)
+    for start in range(0, len(copies), 500):
+        await asyncio.gather(*(each.leave(bus.transport) for each in copies[start : start + 500]))
+    return len(copies)
+
+
+async def _left(bus: Bus) -> int:
+    assert isinstance(bus.transport, Inspectable)
+    stats: Sequence[QueueStats] = await bus.transport.stats()
+    return sum(each.ready + (each.delayed or 0) + (each.leased or 0) for each in stats if each.name == "shop")
+
+
+def _kill(worker: Running, left: Callable[[], int], total: int, chance: random.Random) -> int:
+    """Kill a process each time when a random share of the messages is done; how many."""
+    killed: list[int] = []
+    for remaining in sorted(chance.sample(range(total // 10, total), KILLS), reverse=True):
+        until(lambda: left() <= remaining, f"{remaining} messages are left", 600)  # noqa: B023  # it is called at once
+        until(lambda: len(worker.pids) > len(killed), "a process is there to be killed")
+        killed.append(chance.choice([pid for pid in worker.pids if pid not in killed]))
+        os.kill(killed[-1], signal.SIGKILL)
+    return len(killed)
+
+
+async def _play(folder: Folder, store: str, effect: str, record: Callable[[str, object], None]) -> None:
+    folder.write("app", APP.format(store=store, effect=effect))
+    worker = folder.worker("app:bus", "--processes", str(PROCESSES), "--concurrency", "4")
+    worker.until_ready(PROCESSES)
+    chance, left = random.Random(7), MESSAGES
+    async with Bus(f"sqlite:///{folder.path}/bus.db") as bus:
+        total = left = await _deliver(bus, chance)
+        killer = asyncio.create_task(asyncio.to_thread(_kill, worker, lambda: left, total, chance))
+        async with asyncio.timeout(3600 if THOROUGH else 120):
+            while left := await _left(bus):  # noqa: ASYNC110  # a broker has to be asked
+                await asyncio.sleep(0.05)
+            kills = await killer
+        assert await bus.transport.peek("shop.dead", 1) == []  # type: ignore[attr-defined]  # it is Inspectable
+    record("delivered", total)
+    print(f"{MESSAGES} messages delivered {total} times, {kills} of {PROCESSES} workers killed", end="; ")
+
+
+@pytest.mark.timeout(3700 if THOROUGH else 150)
+async def test_an_effect_in_the_same_sqlite_file_happens_exactly_once(
+    folder: Folder, record_property: Callable[[str, object], None]
+) -> None:
+    file = f"{folder.path}/bus.db"
+    async with Bus(f"sqlite:///{file}") as bus:  # which makes the file what a bus needs
+        assert await _left(bus) == 0
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE effect (what TEXT)")
+    await _play(folder, f"sqlite:///{file}", TO_SQLITE, record_property)
+    with closing(sqlite3.connect(file)) as db:
+        effects = Counter(what for (what,) in db.execute("SELECT what FROM effect"))
+    _judge_exactly(effects)
+
+
+@pytest.mark.timeout(3700 if THOROUGH else 150)
+async def test_an_effect_in_the_same_postgresql_database_happens_exactly_once(
+    folder: Folder, postgres: object, record_property: Callable[[str, object], None]
+) -> None:
+    import asyncpg
+
+    url, schema = str(getattr(postgres, "url")), f"effects_{uuid.uuid4().hex[:12]}"  # noqa: B009  # a Server has one
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.effect (what TEXT)")
+        await _play(folder, f"{url}?schema={schema}", TO_POSTGRES.format(schema=schema), record_property)
+        effects = Counter(row["what"] for row in await connection.fetch(f"SELECT what FROM {schema}.effect"))
+    finally:
+        await connection.close()
+    _judge_exactly(effects)
+
+
+@pytest.mark.timeout(3700 if THOROUGH else 150)
+async def test_an_effect_elsewhere_is_repeated_in_the_crash_window_only(
+    folder: Folder, record_property: Callable[[str, object], None]
+) -> None:
+    """Between the effect and its record a killed worker leaves no trace, so at most what ran then comes again."""
+    await _play(folder, f"sqlite:///{folder.path}/bus.db", BESIDE, record_property)
+    effects = Counter(folder.notes)
+    beyond = effects.total() - MESSAGES
+    record_property("beyond one", beyond)
+    print(f"{effects.total()} effects, {beyond} beyond one")
+    assert len(effects) == MESSAGES
+    assert beyond <= KILLS * 4
+
+
+def _judge_exactly(effects: Counter[str]) -> None:
+    print(f"{effects.total()} effects, of {len(effects)} messages")
+    assert len(effects) == MESSAGES
+    assert effects.total() == MESSAGES
