@@ -24,6 +24,7 @@ from busline.lifespan import lasting
 from busline.observing import Observer
 from busline.operated import Post
 from busline.overrides import Overrides
+from busline.recovering import recover
 from busline.registry import Plan
 from busline.replies import error_of
 from busline.retry import Retry
@@ -243,6 +244,13 @@ class Bus(Verbs):
                     yield worker
                 finally:
                     self._workers.remove(worker)
+
+    async def recover(self) -> int:
+        """End the orphans of this bus's handlers that there are now, as its workers do by themselves: messages that
+        were acked early (`ack="early"`) and whose worker has died. Returns how many. Raises ConfigurationError where
+        there is no store, StoreUnavailable."""
+        services = self._services(self._open_session, None, None)
+        return await recover(await self._open_session.jobs.store("recovering orphans"), self.plan(), services)
 
     def _post(self, plan: Plan, services: Services, name: str | None, *, control: bool) -> Post | None:
         if not (control if self._control is None else self._control):

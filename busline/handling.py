@@ -22,12 +22,12 @@ from busline.gates import Gate
 from busline.limits import FailureWindow
 from busline.message import Delivery, Limits
 from busline.observing import Outcome
-from busline.outcome import Effects, Fault, Release, Resend, RunAgain, Terms
+from busline.outcome import Effects, Fault, Release, Resend, RunAgain
 from busline.registry import Handler, QueuePlan
 from busline.retry import NO_RETRY
 from busline.running import Runner
 from busline.services import Services
-from busline.settling import Settlement
+from busline.settling import Settlement, terms_of
 from busline.transports.base import Consumer
 from busline.wire import Envelope, decode_envelope, new_id, text_of
 from busline.work import EARLY_ACK, OWN_ACK, Why, Work
@@ -63,13 +63,7 @@ class Handling:
         self._first_seen: OrderedDict[str, float] = OrderedDict()
         breaker = plan.options.breaker
         self._window = FailureWindow(breaker) if breaker else None
-        settings = services.settings
-        self._terms = Terms(
-            skew=0.0 if services.transport.shared_clock else settings.max_clock_skew,
-            max_deliveries=settings.max_deliveries,
-            message_ttl=plan.queue.message_ttl,
-            dead_letter_ttl=plan.queue.dead_letter_ttl,
-        )
+        self._terms = terms_of(plan, services)
         self._runner = Runner(services)
         self._settlement = Settlement(plan, self._terms, services, pause)
         self._claims = services.claims

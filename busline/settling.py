@@ -59,6 +59,17 @@ RELEASE_IF_TOO_LARGE = 600.0
 """The same for one that fits nowhere else, not even as it came: its queue is the one place that can keep it."""
 
 
+def terms_of(plan: QueuePlan, services: Services) -> Terms:
+    """What holds for the messages of this queue."""
+    settings = services.settings
+    return Terms(
+        skew=0.0 if services.transport.shared_clock else settings.max_clock_skew,
+        max_deliveries=settings.max_deliveries,
+        message_ttl=plan.queue.message_ttl,
+        dead_letter_ttl=plan.queue.dead_letter_ttl,
+    )
+
+
 class Settlement:
     """Settles the messages of one queue."""
 

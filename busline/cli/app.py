@@ -16,6 +16,7 @@ from busline.cli.demo import demo
 from busline.cli.dlq import dlq
 from busline.cli.events import events
 from busline.cli.exits import Exit, exit_for, legend
+from busline.cli.jobs import jobs
 from busline.cli.terminal import complain, say
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -36,6 +37,7 @@ app.command()(handlers.handlers)
 app.command()(queues.queues)
 app.command()(queues.purge)
 app.add_typer(dlq)
+app.add_typer(jobs)
 app.add_typer(inspect.inspect)
 app.command()(inspect.pause)
 app.command()(inspect.resume)

@@ -8,10 +8,12 @@ from busline.errors import (
     CallTimeout,
     ConfigurationError,
     ConnectionLost,
+    JobTimeout,
     NoHandler,
     OutcomeUnknown,
     QueueNotFound,
     ReplyLost,
+    StoreUnavailable,
     TransportClosed,
 )
 
@@ -45,7 +47,7 @@ _MEANINGS = {
     Exit.USAGE: "the command line makes no sense",
     Exit.NO_APP: "module:bus cannot be loaded",
     Exit.CONFIGURATION: "what was asked for cannot work",
-    Exit.UNREACHABLE: "the broker is away",
+    Exit.UNREACHABLE: "the broker or the store is away",
     Exit.TIMEOUT: "no answer in time",
     Exit.NO_HANDLER: "nobody handles it, or there is nothing to serve",
     Exit.ABORTED: "a worker left without finishing its work",
@@ -71,11 +73,11 @@ def exit_for(error: BaseException) -> Exit:
             return error.code
         case ConfigurationError():
             return Exit.CONFIGURATION
-        case CallTimeout():
+        case CallTimeout() | JobTimeout():
             return Exit.TIMEOUT
         case NoHandler() | QueueNotFound():
             return Exit.NO_HANDLER
-        case ConnectionLost() | OutcomeUnknown() | ReplyLost() | TransportClosed():
+        case StoreUnavailable() | ConnectionLost() | OutcomeUnknown() | ReplyLost() | TransportClosed():
             return Exit.UNREACHABLE
         case _:
             return Exit.FAILED

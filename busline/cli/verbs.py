@@ -64,13 +64,28 @@ def send(
     priority: Priority = None,
     delay: Annotated[float | None, typer.Option(min=0.0, help="Seconds before it may be delivered.")] = None,
     ttl: Ttl = None,
+    track: Annotated[bool, typer.Option("--track", help="So that `busline jobs` can tell of it.")] = False,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: one effect for all that have it.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store; default: $BUSLINE_STORE, or the bus's own.")
+    ] = None,
 ) -> None:
     """Hand over a job; prints its id once the broker has it durably."""
     value, headers = read_payload(payload), read_headers(header)
 
     async def hand_over() -> None:
-        async with Bus(url) as bus:
-            job = await bus.send(topic, value, queue=queue, headers=headers, priority=priority, delay=delay, ttl=ttl)
+        async with Bus(url, store=store) as bus:
+            job = await bus.send(
+                topic,
+                value,
+                queue=queue,
+                headers=headers,
+                priority=priority,
+                delay=delay,
+                ttl=ttl,
+                track=track,
+                idempotency_key=key,
+            )
             say(job.id)
 
     asyncio.run(hand_over())
