@@ -65,7 +65,7 @@ LAYERS = [
             "executors",
             "running",
         }
-        | {"storing", "held", "claims", "orphans", "injection", "lifespan"}
+        | {"storing", "held", "claims", "orphans", "recovering", "injection", "lifespan"}
         | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
     ("façade", {"bus", "verbs", "router", "clients", "depends", "sync", ""}),
