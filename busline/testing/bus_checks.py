@@ -11,6 +11,7 @@ from busline.testing import (
     checks_bus_idempotency,
     checks_bus_jobs,
     checks_bus_limits,
+    checks_bus_observing,
     checks_bus_semantics,
     checks_bus_tracking,
     checks_bus_workers,
@@ -24,7 +25,7 @@ def all_bus_checks() -> Sequence[BusCheck]:
     """Every `check_…` of the bus modules, in the order in which they stand there."""
     modules = (
         *(checks_bus_calls, checks_bus_jobs, checks_bus_events, checks_bus_workers),
-        *(checks_bus_semantics, checks_bus_limits, checks_bus_control),
+        *(checks_bus_semantics, checks_bus_limits, checks_bus_control, checks_bus_observing),
         *(checks_bus_idempotency, checks_bus_tracking),
     )
     return [value for module in modules for name, value in vars(module).items() if name.startswith("check_")]

@@ -108,6 +108,19 @@ def test_a_gate_that_is_closed_is_told_until_it_opens(place: Folder) -> None:
     probes.until_counted('busline_queue_paused{queue="work.gated"}', 0)
 
 
+def test_a_database_that_is_moved_away_is_told_until_it_is_back(place: Folder) -> None:
+    """What is open goes on working, but nobody else finds it."""
+    _, probes = serve(place, 2)
+    database = place.path / "bus.db"
+    database.rename(place.path / "elsewhere")
+    probes.until_not_ready("bus.db")
+    probes.until_counted("busline_broker_connections_healthy", 0)
+    (place.path / "elsewhere").rename(database)
+    probes.until_ready()
+    place.send(("add", 1))
+    probes.until_counted(HANDLED, 1)
+
+
 def test_children_leave_when_their_parent_is_killed_and_had_not_read_their_news(place: Folder) -> None:
     """The kernel then calls the end of their stream a reset."""
     worker, _ = serve(place, 2)

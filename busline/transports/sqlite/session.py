@@ -42,6 +42,7 @@ class Session:
         self.where = where
         self.db = db
         self.files = RunFiles(where)
+        self._file = _identity(where)
         self._loop = asyncio.get_running_loop()
         self.ledger = Ledger(db, Names(db, where), lease)
         self.sync = WalSync(where)
@@ -153,6 +154,11 @@ class Session:
         except sqlite3.Error:
             return False
 
+    def check_file(self) -> None:
+        """Raises OSError if others find none in its place, or another one: it was moved, deleted or replaced."""
+        if _identity(self.where) != self._file:
+            raise OSError("somebody has put another file in its place; restart to use that")
+
     async def restore_files(self) -> None:
         """If somebody has deleted our lock or our socket, be visible again. Raises OSError."""
         if self.files.restore():
@@ -232,3 +238,8 @@ class Session:
             self._woken(*frames.read_wake(frame))
         elif frame[0] == frames.REPLY:
             self._replied(*frames.read_reply(frame))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

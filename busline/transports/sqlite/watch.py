@@ -81,6 +81,7 @@ class Watch:
         while True:
             await asyncio.sleep(PERIOD * random.uniform(0.75, 1.25))
             try:
+                self._session.check_file()
                 await self._session.restore_files()
                 await self.reap()
                 self._look_again()
