@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from functools import partial
@@ -25,10 +25,10 @@ from busline.observing import Observer
 from busline.operated import Post
 from busline.overrides import Overrides
 from busline.recovering import recover
-from busline.registry import Plan
+from busline.registry import Declaration, Plan
 from busline.replies import error_of
 from busline.retry import Retry
-from busline.routes import check_seconds
+from busline.routes import Routes, check_seconds
 from busline.services import Services, Settings
 from busline.stores.base import Store
 from busline.storing import StoreDoor, door_to
@@ -188,9 +188,38 @@ class Bus(Verbs):
         with self._overrides.replaced(replacements):
             yield
 
+    def store_door(self) -> StoreDoor | None:
+        """A door of its own to the store that the bus would use; None if it has none. Raises ConfigurationError."""
+        given = self._url
+        return door_to(self._given_store, from_url(self.url) if given is None or isinstance(given, str) else given)
+
+    @property
+    def declarations(self) -> Sequence[Declaration]:
+        """Everything that was declared, that of included routers too."""
+        return tuple(self._declarations)
+
+    @property
+    def routes(self) -> Routes:
+        """What overrides who owns a topic."""
+        return self._routes
+
+    @property
+    def settings(self) -> Settings:
+        """Its limits, as given."""
+        return self._settings
+
+    @property
+    def clock(self) -> Clock:
+        """By which it goes."""
+        return self._clock
+
     def plan(self) -> Plan:
         """The queues this bus would serve. Raises ConfigurationError for what cannot be served."""
-        return Plan(self._declarations, service=self._service, retry=self._retry, instance=self._instance)
+        return self.plan_of(self._declarations)
+
+    def plan_of(self, declarations: Iterable[Declaration]) -> Plan:
+        """The same of some declarations only."""
+        return Plan(declarations, service=self._service, retry=self._retry, instance=self._instance)
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Control]:

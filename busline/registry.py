@@ -124,7 +124,7 @@ class Plan:
         self._instance = instance
         self._queues: dict[str, QueuePlan] = {}
         for declaration in declarations:
-            self._add(declaration)
+            self.add(declaration)
 
     @property
     def queues(self) -> Mapping[str, QueuePlan]:
@@ -154,7 +154,8 @@ class Plan:
         for queue in self._queues.values():
             yield from (queue.subscriber,) if queue.subscriber is not None else queue.handlers.values()
 
-    def _add(self, declaration: Declaration) -> None:
+    def add(self, declaration: Declaration) -> None:
+        """One more. Raises ConfigurationError, and is then as before."""
         handler = self._handler(declaration)
         if declaration.subscriber:
             self._add_subscriber(declaration, handler)

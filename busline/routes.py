@@ -18,10 +18,12 @@ LONGEST = 1e12
 class Routes:
     """Patterns and queues: the first match overrides who owns a topic, `"#"` is for topics that nobody owns."""
 
-    __slots__ = ("_routes", "fallback")
+    __slots__ = ("_routes", "fallback", "given")
 
     def __init__(self, routes: Mapping[str, str] | None) -> None:
-        given = {check_pattern(pattern): queue for pattern, queue in (routes or {}).items()}
+        self.given = dict(routes or {})
+        """As given, the fallback included."""
+        given = {check_pattern(pattern): queue for pattern, queue in self.given.items()}
         self.fallback = given.pop(FALLBACK, None)
         """The queue of the fallback, or None."""
         self._routes = given

@@ -81,7 +81,7 @@ CLIENT_LIBRARIES = {
 }
 """By driver, e.g. "transports.memory": what it, and nobody else, may import. Those not listed need none."""
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
-EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click"}
+EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click", "watchfiles"}
 INTEGRATED = {
     "depends": {"fast_depends"},
     "injection": {"fast_depends"},

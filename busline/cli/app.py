@@ -11,9 +11,11 @@ from typing import Annotated
 
 import typer
 
-from busline.cli import handlers, inspect, logs, queues, verbs, worker
+from busline.cli import handlers, inspect, logs, provisioning, queues, verbs, worker
 from busline.cli.demo import demo
+from busline.cli.describing import describe
 from busline.cli.dlq import dlq
+from busline.cli.doctor.command import doctor
 from busline.cli.events import events
 from busline.cli.exits import Exit, exit_for, legend
 from busline.cli.jobs import jobs
@@ -34,6 +36,10 @@ app.command()(verbs.call)
 app.command()(verbs.send)
 app.command()(verbs.publish)
 app.command()(handlers.handlers)
+app.command()(describe)
+app.command()(doctor)
+app.command()(provisioning.setup)
+app.command()(provisioning.teardown)
 app.command()(queues.queues)
 app.command()(queues.purge)
 app.add_typer(dlq)

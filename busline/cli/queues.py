@@ -13,6 +13,7 @@ from busline.bus import Bus
 from busline.cli.exits import Exit, Failure
 from busline.cli.terminal import say, show_json, show_table
 from busline.cli.verbs import Url
+from busline.cli.watching import watch
 from busline.control import PAUSED, RESERVED
 from busline.errors import ConfigurationError
 from busline.message import QueueSpec, QueueStats
@@ -29,11 +30,19 @@ def queues(
     as_json: Annotated[
         bool, typer.Option("--json", help="As a JSON list; null where the broker does not tell.")
     ] = False,
+    every_second: Annotated[
+        bool, typer.Option("--watch", help="Again every second, with ages and rates, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Show what waits in each queue, what is worked on, who consumes it, and how many dead letters it has.
 
     A – stands for what the broker does not tell, and for a queue that has no queue of dead letters named after it.
+    With --watch: how old the message is that comes next, where it can be seen without being taken; and how many came
+    and were taken in a second, as the workers tell that can be inspected.
     """
+    if every_second:
+        _watch(url, names or (), as_json=as_json)
+        return
 
     async def look(transport: Transport, broker: Inspectable) -> None:
         stats = await broker.stats()
@@ -47,6 +56,13 @@ def queues(
             say(f"no queues at {transport.where}")
 
     _inspect(url, look)
+
+
+def _watch(url: str | None, names: Sequence[str], *, as_json: bool) -> None:
+    try:
+        asyncio.run(watch(url, _told, names, as_json=as_json))
+    except KeyboardInterrupt:  # which is how one stops watching
+        return
 
 
 def purge(

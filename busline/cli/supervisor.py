@@ -23,6 +23,7 @@ from busline.cli.board import Board
 from busline.cli.exits import Exit
 from busline.cli.leaving import ABORT_PATIENCE
 from busline.cli.lifeline import LONGEST_NEWS, READY, RETIRING
+from busline.cli.reloading import Changes
 from busline.telemetry import log
 
 FATAL = frozenset({Exit.USAGE, Exit.NO_APP, Exit.CONFIGURATION, Exit.NO_HANDLER})
@@ -59,6 +60,8 @@ class Child:
         self.pid = process.pid
         self.retiring = False
         """It has said that it takes no further message."""
+        self.outdated = False
+        """It was told to end because the app's files have changed."""
         self.replaceable = asyncio.Event()
         """It has ended, or retires."""
         self.ended = asyncio.Event()
@@ -111,7 +114,8 @@ class Supervisor:
     """Keeps `processes` children running, each with a command line made by `command(lifeline, first)`.
 
     `lifeline` is a descriptor; `first` says that no child has been ready before. `patience` is how many seconds a
-    child has to leave when told to. `board` is told what the children tell. Run once.
+    child has to leave when told to. `board` is told what the children tell. With `changes` all
+    children are replaced when files have changed, and one that cannot begin waits for that. Run once.
     """
 
     def __init__(
@@ -121,11 +125,15 @@ class Supervisor:
         processes: int,
         patience: float,
         board: Board | None = None,
+        changes: Changes | None = None,
     ) -> None:
         self._command = command
         self._processes = processes
         self._patience = patience
         self._board = board
+        self._changes = changes
+        self._changed = asyncio.Event()
+        """Set, and made anew, when the app's files have changed."""
         self._children: set[Child] = set()
         self._signals = 0
         self._begun = asyncio.Event()
@@ -142,6 +150,8 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for place in range(self._processes):
                 group.create_task(self._keep(place), name=f"busline place {place}")
+            if self._changes is not None:
+                group.create_task(self._reload(self._changes), name="busline reload")
         for number in SIGNALS:  # a handler would be undone by Python's end, and one more signal would then kill us
             signal.signal(number, signal.SIG_IGN)
         return self._verdict()
@@ -159,6 +169,8 @@ class Supervisor:
                     self._board.started(child.pid, place)
                 lives.create_task(self._attend(child), name=f"busline process {child.pid}")
                 await child.replaceable.wait()
+                if self._changes is not None and await self._reloaded(child):
+                    continue
                 if child.code not in (None, Exit.RECYCLED):
                     await self._pause(child, back_off.after(child.lived))
                     continue
@@ -189,12 +201,38 @@ class Supervisor:
             self._board.ended(child.pid, code)
         if self._stop.is_set():
             self._last_codes.append(code)
-        elif code in FATAL or (code > 0 and not self._begun.is_set()):
+        elif self._cannot_begin(code) and self._changes is None:
             self._give_up(code)
         elif code == Exit.RECYCLED:
             log.info("worker process %d has retired", child.pid, extra={"event": "recycled", "child": child.pid})
         elif child.retiring:
             _warn(child.pid, code, "its successor has begun")
+
+    def _cannot_begin(self, code: int) -> bool:
+        return code in FATAL or (code > 0 and not self._begun.is_set())
+
+    async def _reload(self, changes: Changes) -> None:
+        """Until told to stop: whenever files have changed, all children end, and others take their places."""
+        async for files in changes(self._stop):
+            log.info("%s changed, so all processes are replaced", ", ".join(files), extra={"event": "reloading"})
+            for child in self._children:
+                child.outdated = True
+            self._signal_all(signal.SIGTERM)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _reloaded(self, child: Child) -> bool:
+        """Did the child end because of changes? One that cannot begin waits for them."""
+        if child.code is None or child.outdated:
+            return child.outdated
+        if self._stop.is_set() or not self._cannot_begin(child.code):
+            return False
+        log.info("worker process %d could not begin; waiting for a change", child.pid, extra={"event": "reload_waits"})
+        waiting = [asyncio.create_task(event.wait()) for event in (self._changed, self._stop)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return True
 
     async def _pause(self, dead: Child, seconds: float) -> None:
         """Before a dead child is replaced."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RED, GREEN = "31", "32"
 
@@ -48,19 +51,26 @@ def indented(value: Any) -> str:
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns: fitted to a terminal's width, or aligned with spaces, one line a row."""
     if not sys.stdout.isatty():
-        _show_plain([header, *rows])
+        show_plain([header, *rows])
         return
     from rich.console import Console
+
+    Console(highlight=False).print(make_table(header, rows))
+
+
+def make_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Columns that fit themselves to a terminal's width."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    Console(highlight=False).print(table)
+    return table
 
 
-def _show_plain(rows: Sequence[Sequence[str]]) -> None:
+def show_plain(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned with spaces, one line a row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -26,6 +26,7 @@ from busline.cli.load import load_bus
 from busline.cli.logs import Level, chosen, configure
 from busline.cli.probes import Probes
 from busline.cli.recycling import MEGABYTE, Recycling
+from busline.cli.reloading import python_files
 from busline.cli.reporting import Direct, Reporter, metrics_of
 from busline.cli.supervisor import Supervisor
 from busline.cli.terminal import say, show_table
@@ -148,6 +149,14 @@ MaxMemory = Annotated[
         help="A process that uses more MB finishes its work and is replaced.",
     ),
 ]
+Reload = Annotated[
+    bool,
+    typer.Option(
+        "--reload",
+        envvar="BUSLINE_RELOAD",
+        help="Replace the processes when Python files below the current folder change; for development.",
+    ),
+]
 HealthPort = Annotated[
     int | None,
     typer.Option(
@@ -185,6 +194,7 @@ def worker(
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
     otel: Otel = False,
+    reload: Reload = False,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     announce: Annotated[bool, typer.Option(hidden=True)] = False,
     reports: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -208,12 +218,25 @@ def worker(
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
     board = Board(processes)
     probes = None if health_port is None else Probes(board, health_host, health_port, supervised=processes > 0)
-    if processes == 0:
+    raise typer.Exit(_lead(options, board, probes, reload=reload))
+
+
+def _lead(options: Options, board: Board, probes: Probes | None, *, reload: bool) -> int:
+    """Be the parent of the processes, or, without any, serve in this one."""
+    if reload and options.processes == 0:
+        raise Failure(Exit.USAGE, "--reload replaces processes: use --processes 1 or more")
+    if options.processes == 0:
         if probes is not None:
             probes.serve_in_thread()
-        raise typer.Exit(_serve(options, Direct(board), None, announce=True))
-    supervisor = Supervisor(options.child_command, processes=processes, patience=patience(drain_timeout), board=board)
-    raise typer.Exit(asyncio.run(_supervise(supervisor, probes)))
+        return _serve(options, Direct(board), None, announce=True)
+    supervisor = Supervisor(
+        options.child_command,
+        processes=options.processes,
+        patience=patience(options.drain_timeout),
+        board=board,
+        changes=python_files() if reload else None,
+    )
+    return asyncio.run(_supervise(supervisor, probes))
 
 
 async def _supervise(supervisor: Supervisor, probes: Probes | None) -> int:

@@ -25,7 +25,8 @@ A queue that cannot do what is asked of it says so in its `Limits`, and core ref
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 from busline.message import Delivery, Destination, Health, Limits, Message, QueueSpec, QueueStats
 
@@ -166,6 +167,24 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Disconnect: consumers and inbox are closed, unsettled messages go back. Idempotent, safe when never
         opened, works while other tasks wait in `receive` (they get `TransportClosed`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a broker has otherwise than a queue is declared, for `busline doctor`."""
+
+    code: Literal["queue_differs", "queue_refused", "redrive"]
+    """It works on with what is there; attaching would be refused; the broker moves messages away before core does."""
+    text: str
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """What a transport offers whose brokers hold properties that cannot be edited; optional."""
+
+    async def examine(self, queue: QueueSpec, max_deliveries: int) -> Sequence[Remark]:
+        """Compare a queue that exists with `queue`, changing nothing. `max_deliveries`: starts after which core gives
+        a message up. Raises `QueueNotFound`."""
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,6 +20,9 @@ from busline.transports.amqp.registry import Entry, Register, Registrar, pairs
 from busline.transports.amqp.topology import CALLS, EVENTS
 from busline.transports.amqp.url import Kind, Settings
 from busline.transports.amqp.wire import Delete
+from busline.transports.base import Remark
+
+_DELIVERY_LIMIT = re.compile(r"x-delivery-limit is the value '(\d+)'")
 
 Bindings = Mapping[str, frozenset[str]]
 """Routing keys by exchange."""
@@ -148,6 +152,24 @@ class Attached:
         finally:
             self._claims.remove(claim)
             claim[1].set()
+
+    async def examine(self, session: Session, spec: QueueSpec, max_deliveries: int) -> list[Remark]:
+        """See `Examinable.examine`. Declaring a queue that exists changes nothing."""
+        await topology.find_queue(session, spec.name, self._link.where)
+        try:
+            if spec.passive:
+                await self._verify(session, spec)
+                return []
+            text = await topology.declare_queue(session, spec, self._kind(spec), self._link.where)
+        except ConfigurationError as error:
+            return [Remark("queue_refused", str(error))]
+        remarks = [Remark("queue_differs", text)] if text else []
+        found = _DELIVERY_LIMIT.search(text)
+        most = int(found[1]) if found is not None else topology.DELIVERY_LIMIT
+        if self._kind(spec) == "quorum" and most <= max_deliveries:
+            told = f"the broker gives a message up after {most} starts, and busline only after {max_deliveries}"
+            remarks.append(Remark("redrive", told))
+        return remarks
 
     async def _claim(self, session: Session, spec: QueueSpec, register: Register) -> None:
         moved = await self._moved(session, spec, register)

@@ -35,6 +35,7 @@ from busline.transports.amqp.registry import Register, Registrar
 from busline.transports.amqp.replying import ReplyOutlet
 from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
 from busline.transports.amqp.url import Settings, parse
+from busline.transports.base import Remark
 
 T = TypeVar("T")
 
@@ -305,6 +306,9 @@ class AmqpTransport:
 
     async def stats(self) -> Sequence[QueueStats]:
         return await self._do(self._inspection.stats)
+
+    async def examine(self, queue: QueueSpec, max_deliveries: int) -> Sequence[Remark]:
+        return await self._do(lambda session: self._attached.examine(session, queue, max_deliveries))
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
         return await self._do(lambda session: self._inspection.peek(session, queue, limit))

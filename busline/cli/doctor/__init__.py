@@ -1,0 +1,1 @@
+"""`busline doctor`: everything that can be wrong, before it is."""

@@ -1,0 +1,177 @@
+"""`busline queues --watch`: the queues again every second, with what flows through them and how old it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from busline.bus import Bus
+from busline.cli.terminal import make_table, show_json, show_plain
+from busline.control import Control
+from busline.errors import CodecError, ConfigurationError, QueueNotFound, TransportError
+from busline.message import QueueStats
+from busline.transports.base import Inspectable
+from busline.wire import decode_envelope
+
+EVERY = 1.0
+"""Seconds between two looks."""
+ANSWERS_WITHIN = 0.4
+"""Seconds that workers have to tell how many messages they have taken."""
+HEADER = ("QUEUE", "READY", "DELAYED", "LEASED", "CONSUMERS", "DEAD", "OLDEST", "IN/S", "OUT/S")
+UNKNOWN = "–"
+
+Taken = Mapping[tuple[str, str], int]
+"""Messages that were taken, by process and queue, since the process began."""
+
+
+class Tell(Protocol):
+    """What a look is told as, for one queue among all."""
+
+    def __call__(self, stats: QueueStats, others: Sequence[QueueStats], /) -> dict[str, Any]: ...
+
+
+@dataclass(slots=True)
+class Sample:
+    """What one look has seen."""
+
+    at: float
+    stats: Sequence[QueueStats]
+    taken: Taken
+    oldest: Mapping[str, float] = field(default_factory=dict)
+    """Age of the message that is delivered next, seconds, by queue; where that can be known without touching it."""
+
+
+def rates(queue: str, before: Sample | None, now: Sample) -> tuple[float, float] | None:
+    """Messages per second that came into the queue, and that workers took from it; None while nobody tells.
+
+    What came is what more waits now, and what was taken meanwhile. A message that is tried again comes again.
+    """
+    took = _took(queue, before, now)
+    if before is None or took is None or now.at <= before.at:
+        return None
+    came = _waiting(queue, now) - _waiting(queue, before) + took
+    return max(0.0, came / (now.at - before.at)), took / (now.at - before.at)
+
+
+def _took(queue: str, before: Sample | None, now: Sample) -> int | None:
+    counts = [
+        count - (before.taken.get(key, 0) if before is not None else 0)
+        for key, count in now.taken.items()
+        if key[1] == queue
+    ]
+    return sum(counts) if counts else None
+
+
+def _waiting(queue: str, sample: Sample) -> int:
+    return next((each.ready + (each.delayed or 0) for each in sample.stats if each.name == queue), 0)
+
+
+async def samples(bus: Bus) -> AsyncIterator[Sample | str]:
+    """What there is to see, every second; or in words why there is nothing to see now."""
+    transport = bus.transport
+    if not isinstance(transport, Inspectable):
+        raise ConfigurationError(f"{transport.where} does not let anybody look into its queues")
+    async with AsyncExitStack() as stack:
+        try:
+            control: Control | None = await stack.enter_async_context(bus.control())
+        except ConfigurationError:  # a transport that cannot ask its workers; then there are no rates
+            control = None
+        while True:
+            began = time.monotonic()
+            try:
+                yield await _look(bus, transport, control)
+            except TransportError as error:
+                yield f"{transport.where}: {error}"
+            await asyncio.sleep(max(0.05, began + EVERY - time.monotonic()))
+
+
+async def _look(bus: Bus, broker: Inspectable, control: Control | None) -> Sample:
+    stats = await broker.stats()
+    answers = await control.stats(timeout=ANSWERS_WITHIN) if control is not None else ()
+    taken = {
+        (answer.instance, queue): int(told["taken"])
+        for answer in answers
+        for queue, told in answer.data["queues"].items()
+    }
+    return Sample(time.monotonic(), stats, taken, await _ages(bus, broker, stats))
+
+
+async def _ages(bus: Bus, broker: Inspectable, stats: Sequence[QueueStats]) -> Mapping[str, float]:
+    ages: dict[str, float] = {}
+    if not bus.transport.shared_clock:  # brokers elsewhere hand a message out to show it, which some of them count
+        return ages
+    now = time.time()
+    for each in stats:
+        if each.ready:
+            try:
+                messages = await broker.peek(each.name, 1)
+                envelopes = [decode_envelope(message, now) for message in messages]
+            except (QueueNotFound, CodecError):  # gone meanwhile, or from elsewhere: its age is not known
+                continue
+            for envelope in envelopes:
+                ages[each.name] = max(0.0, now - (envelope.due_at or envelope.sent_at))
+    return ages
+
+
+async def watch(url: str | None, tell: Tell, shown: Sequence[str], *, as_json: bool) -> None:
+    """Until cancelled. `tell` says what is told of a queue; `shown` are the queues to show, by default all of ours."""
+    async with Bus(url) as bus:
+        before: Sample | None = None
+        with _screen(as_json=as_json) as show:
+            async for sample in samples(bus):
+                if isinstance(sample, str):
+                    show([], sample)
+                    continue
+                show([_told(each, before, sample, tell) for each in sample.stats if _is_shown(each.name, shown)], "")
+                before = sample
+
+
+def _is_shown(name: str, names: Sequence[str]) -> bool:
+    return name in names if names else not name.startswith("busline.")
+
+
+def _told(stats: QueueStats, before: Sample | None, now: Sample, tell: Tell) -> dict[str, Any]:
+    flow = rates(stats.name, before, now)
+    come, gone = (None, None) if flow is None else (round(flow[0], 1), round(flow[1], 1))
+    age = now.oldest.get(stats.name)
+    return {
+        **tell(stats, now.stats),
+        "oldest_seconds": None if age is None else round(age, 1),
+        "in_per_second": come,
+        "out_per_second": gone,
+    }
+
+
+class Show(Protocol):
+    """Shows the queues of one look, or why there are none."""
+
+    def __call__(self, told: Sequence[dict[str, Any]], trouble: str, /) -> None: ...
+
+
+@contextmanager
+def _screen(*, as_json: bool) -> Iterator[Show]:
+    """A table that is redrawn on a terminal; elsewhere one after the other, or one line of JSON each."""
+    if as_json:
+        yield lambda told, trouble: show_json(trouble or list(told))
+    elif not sys.stdout.isatty():
+        yield lambda told, trouble: show_plain([(trouble,)] if trouble else [HEADER, *map(_row, told)])
+    else:
+        from rich.live import Live  # only where somebody watches
+
+        with Live(auto_refresh=False, transient=False) as live:
+
+            def draw(told: Sequence[dict[str, Any]], trouble: str) -> None:
+                live.update(trouble or make_table(HEADER, list(map(_row, told))), refresh=True)
+
+            yield draw
+
+
+def _row(told: Mapping[str, Any]) -> list[str]:
+    names = ("ready", "delayed", "leased", "consumers", "dead", "oldest_seconds", "in_per_second", "out_per_second")
+    name = f"{told['queue']} (paused)" if told["paused"] else told["queue"]
+    return [name, *(UNKNOWN if told[each] is None else str(told[each]) for each in names)]
