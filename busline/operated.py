@@ -78,10 +78,14 @@ class Post:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
-        if self._consumer is not None:
-            await self._consumer.aclose()
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            await consumer.aclose()
             await self._transport.detach(self._queue, delete=True)
-            self._consumer = None
+        except TransportClosed:  # the queue goes with the connection
+            return
 
     # -- being reachable ----------------------------------------------------------------------------------------
 
