@@ -15,6 +15,7 @@ from botocore.loaders import Loader, create_loader
 
 from busline.errors import BuslineError, TransportClosed
 from busline.transports.sqs.faults import LIBRARY, Throttled, translate
+from busline.transports.sqs.silence import silence
 from busline.transports.sqs.url import Settings
 
 CONNECTIONS = 200
@@ -76,7 +77,8 @@ class Clients:
             endpoint_url=self._settings.endpoint_url,
             config=config,
         )
-        return await self._stack.enter_async_context(made)
+        with silence():
+            return await self._stack.enter_async_context(made)
 
     async def close(self) -> None:
         """Idempotent; requests in flight end with an error."""

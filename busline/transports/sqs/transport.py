@@ -116,7 +116,7 @@ class SqsTransport:
     async def _record(self, queue: QueueSpec, known: Known) -> None:
         """Listen before anybody is told of it, and tell before listening ends."""
         before = (await self._register.entries(believed=0.0)).get(queue.name)
-        if queue.patterns:
+        if queue.patterns and (before is None or before.patterns != queue.patterns):
             self._register.check_owners(queue, await self._register.entries())
             await self._events.listen(queue, known)
         recorded = await self._register.record(queue, known.url, stamp=time())
@@ -282,7 +282,7 @@ class SqsTransport:
             return Health("down" if len(faulty) == len(pollers) else "degraded", since, faulty[0].fault)
         if self._inbox is not None and self._inbox.fault:
             return Health("degraded", self._since, self._inbox.fault)
-        if self._register.denied and self._consumers:
+        if self._register.denied:
             what = f"{self._register.denied} is not permitted: callers need routes="
             return Health("healthy", self._since, what)
         return Health("healthy", max([self._since, *(poller.since for poller in pollers)]))
