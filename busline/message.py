@@ -67,6 +67,18 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkTerms:
+    """How the messages of a queue are worked on. A broker with nothing to set or to check by it leaves it alone."""
+
+    longest: float
+    """Seconds that a handler may run, by the longest time limit; inf where one has none."""
+    early: bool
+    """All of them are acked before they run."""
+    attempts: int
+    """How often a message is tried at most, by the most patient handler."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueSpec:
     """What a queue should be. Attaching is declaring, or verifying, exactly this.
 
@@ -96,6 +108,8 @@ class QueueSpec:
     """Where the broker itself should move what it gives up on, as a backstop behind core's own dead letters."""
     for_dead_letters: bool = False
     """It holds dead letters: the broker must neither limit its deliveries nor dead-letter out of it."""
+    work: WorkTerms | None = None
+    """How its messages are worked on, for brokers that have settings about that; None where nobody said."""
 
 
 @dataclass(frozen=True, slots=True)

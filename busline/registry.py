@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import inf
 from typing import Any, Protocol
 
 from busline.binding import Binding, check_process_handler
 from busline.errors import ConfigurationError
 from busline.idempotency import Idempotency
-from busline.message import QueueSpec
+from busline.message import QueueSpec, WorkTerms
 from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
 from busline.topics import check_pattern, check_topic
@@ -98,6 +99,18 @@ class QueuePlan:
     def options(self) -> Options:
         """The queue-scoped options."""
         return self.owner.options if self.owner else Options()
+
+    @property
+    def declared(self) -> QueueSpec:
+        """The queue, with how it is going to be worked on."""
+        served = [self.subscriber] if self.subscriber is not None else list(self.handlers.values())
+        limits = [handler.options.time_limit for handler in served]
+        terms = WorkTerms(
+            longest=max((inf if limit is None else limit for limit in limits), default=inf),
+            early=all(handler.options.ack == "early" for handler in served),
+            attempts=max((handler.job_retry.attempts for handler in served), default=1),
+        )
+        return replace(self.spec, work=terms)
 
     @property
     def dead_letters(self) -> QueueSpec | None:

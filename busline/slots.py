@@ -138,7 +138,7 @@ class QueueSlots:
         """Declare the queue and its dead letters, and begin to consume. Raises ConfigurationError, TransportError."""
         transport = self._services.transport
         limits, *_ = await side_by_side(
-            [transport.attach(spec) for spec in (self.plan.spec, self.plan.dead_letters) if spec is not None]
+            [transport.attach(spec) for spec in (self.plan.declared, self.plan.dead_letters) if spec is not None]
         )
         self._check(limits)
         self._handling.attached(limits)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from busline.errors import BuslineError, ConfigurationError, LeaseLost, QueueNotFound, TransportClosed
+from busline.errors import BuslineError, ConfigurationError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery
 from busline.transports.sqs.clients import SLACK, Clients
 from busline.transports.sqs.polling import Poller, Raw
@@ -81,6 +81,7 @@ class SqsConsumer:
             wanted=self._wanted,
             arrived=self._arrived,
             gone=self._on_gone,
+            denied=lambda error: self._wake(ConnectionLost(str(error))),
         )
 
     def _check(self) -> None:

@@ -90,6 +90,7 @@ class SqsInbox:
             wanted=lambda: 0 if self.closed or self._replacing else WANTED,
             arrived=self._arrived,
             gone=lambda _: self._missing(),
+            denied=lambda _: None,
         )
         self._ephemera.add(url, called, self._missing)
         self._poller.kick()

@@ -13,6 +13,7 @@ from typing import Any
 
 from busline.errors import BuslineError, QueueNotFound, TransportClosed
 from busline.transports.sqs.clients import Clients
+from busline.transports.sqs.faults import Denied
 from busline.transports.sqs.receipts import SYSTEM_ATTRIBUTES
 
 MOST = 10
@@ -39,6 +40,7 @@ class Poller:
         wanted: Callable[[], int],
         arrived: Callable[[Sequence[Raw]], None],
         gone: Callable[[QueueNotFound], None],
+        denied: Callable[[Denied], None],
     ) -> None:
         self._clients = clients
         self._url = url
@@ -48,6 +50,7 @@ class Poller:
         self._wanted = wanted
         self._arrived = arrived
         self._gone = gone
+        self._denied = denied
         self._polls: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._pause = 0.0
@@ -94,6 +97,10 @@ class Poller:
         except QueueNotFound as error:
             self._tell(str(error))
             self._gone(error)
+        except Denied as error:
+            self._tell(str(error))
+            self._back_off()
+            self._denied(error)
         except TransportClosed:
             self._stopped = True
         except BuslineError as error:

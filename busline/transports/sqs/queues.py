@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 from busline.errors import ConfigurationError, QueueNotFound
 from busline.message import Limits, QueueSpec
@@ -117,6 +117,7 @@ class Queues:
             return Known(url, await self.attributes(url, spec.name))
         if self.may_make(spec):
             await self._add_redrive(spec, known)
+            await self._raise_visibility(spec, known)
         return known
 
     async def make(self, called: str, name: str, attributes: dict[str, str], tags: Mapping[str, str]) -> str:
@@ -139,7 +140,7 @@ class Queues:
 
     async def _wanted(self, spec: QueueSpec) -> dict[str, str]:
         attributes = {
-            "VisibilityTimeout": str(self._settings.lease),
+            "VisibilityTimeout": str(self._visibility(spec)),
             "MessageRetentionPeriod": str(RETENTION),
         }
         if is_fifo(spec.name):
@@ -147,6 +148,14 @@ class Queues:
         if (policy := await self._redrive(spec)) is not None:
             attributes["RedrivePolicy"] = policy
         return attributes
+
+    def _visibility(self, spec: QueueSpec) -> int:
+        """For clients that don't say another with each receipt, as we do. Where messages are acked before they run, a
+        client that does not is given twice the time that it may take."""
+        work = spec.work
+        if work is not None and work.early and work.longest < inf:
+            return min(LONGEST_LEASE, max(self._settings.lease, ceil(2 * work.longest)))
+        return self._settings.lease
 
     async def _redrive(self, spec: QueueSpec) -> str | None:
         """The policy, once there is a queue for it; a FIFO queue's must be one, too, else it has none."""
@@ -171,6 +180,17 @@ class Queues:
         except Denied:
             pass  # It is a backstop behind core's own dead letters, and works without.
 
+    async def _raise_visibility(self, spec: QueueSpec, known: Known) -> None:
+        wanted = self._visibility(spec)
+        if wanted <= self._settings.lease or known.number("VisibilityTimeout", wanted) >= wanted:
+            return
+        try:
+            await self._clients.ask(
+                "SetQueueAttributes", queue=spec.name, QueueUrl=known.url, Attributes={"VisibilityTimeout": str(wanted)}
+            )
+        except Denied:
+            pass  # We receive with a visibility timeout of our own; it is for others.
+
     # -- checking -------------------------------------------------------------------------------------------------
 
     def check(self, spec: QueueSpec, *, fanout: bool) -> None:
@@ -191,6 +211,24 @@ class Queues:
                 f"queue {name!r} cannot listen to events at {self._settings.where}, where SNS may not be used"
             )
 
+    def _check_work(self, spec: QueueSpec, known: Known) -> None:
+        """Raises ConfigurationError for what would run twice, or be taken away before it was tried as often as said."""
+        work, lease = spec.work, self._settings.lease
+        if work is None:
+            return
+        if not self._settings.renew and not work.early and work.longest > lease:
+            limit = "without a time limit" if work.longest == inf else f"for {work.longest:g} s"
+            raise ConfigurationError(
+                f"handlers of queue {spec.name!r} may run {limit}, and with renew=0 a message is handed out again "
+                f"after {lease} s: give them a time_limit below that, raise lease=, or say ack='early'"
+            )
+        redrive = _redrive_count(known.attributes.get("RedrivePolicy", ""))
+        if redrive is not None and redrive < min(work.attempts, REDRIVE):  # each attempt is a copy, counted anew
+            raise ConfigurationError(
+                f"SQS moves messages of queue {spec.name!r} away after {redrive} deliveries, and its handlers want up "
+                f"to {work.attempts} attempts: raise maxReceiveCount in its RedrivePolicy, best to {REDRIVE}"
+            )
+
     def limits(self, spec: QueueSpec, known: Known, *, fanout: bool) -> Limits:
         """What this queue can do. Raises ConfigurationError for one whose messages might get lost."""
         retention = known.number("MessageRetentionPeriod", RETENTION)
@@ -199,6 +237,7 @@ class Queues:
                 f"queue {spec.name!r} keeps its messages for {retention} s only, and a delayed one may have to "
                 f"wait for {LONGEST_DELAY} s: raise its MessageRetentionPeriod"
             )
+        self._check_work(spec, known)
         fifo, settings = is_fifo(spec.name), self._settings
         room = MAX_WIRE - known.number("MaximumMessageSize", MAX_WIRE)
         return Limits(
@@ -214,3 +253,15 @@ class Queues:
             fanout=fanout and not fifo,
             ordered=False,
         )
+
+
+def _redrive_count(policy: str) -> int | None:
+    """`maxReceiveCount` of a policy."""
+    try:
+        return int(json.loads(policy)["maxReceiveCount"]) if policy else None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # of another form than today's: SQS has checked it
+        return None

@@ -328,8 +328,9 @@ class Register:
             if self._settings.create != "all":
                 return  # Then everybody reads all tags whenever the time of its cache has passed.
             name = self._settings.prefix + REGISTER
-            made = await self._clients.ask("CreateQueue", QueueName=name, tags=fresh)
-            self._url = str(made["QueueUrl"])
+            self._url = str((await self._clients.ask("CreateQueue", QueueName=name))["QueueUrl"])
+            # Apart from making it, which changes nothing where somebody else was faster.
+            await self._clients.ask("TagQueue", queue="the register", QueueUrl=self._url, Tags=fresh)
 
     async def removed(self) -> None:
         """A queue was deleted."""

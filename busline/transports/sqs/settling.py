@@ -31,6 +31,18 @@ class Settler:
         self._done = done
         self._deletes = Batcher(self._delete_batch, name=f"delete {name}")
 
+    async def probe(self) -> None:
+        """Raises Denied if messages could be received here and not be settled: better now than with the first one."""
+        nobodys = {"Id": "0", "ReceiptHandle": "busline-probe"}
+        for action, entry in (
+            ("DeleteMessageBatch", nobodys),
+            ("ChangeMessageVisibilityBatch", {**nobodys, "VisibilityTimeout": 0}),
+        ):
+            try:
+                await self._clients.ask(action, queue=self.name, QueueUrl=self.url, Entries=[entry])
+            except Refused:
+                continue  # as it should be: there is no such receipt handle
+
     # -- deleting -------------------------------------------------------------------------------------------------
 
     def delete(self, receipt: Receipt) -> asyncio.Future[None]:

@@ -173,6 +173,7 @@ class SqsTransport:
             spec.ephemeral,
         )
         settler = self._settler(url, queue, done)
+        await settler.probe()
         self._settlers.append(settler)
         consumer = SqsConsumer(
             self._clients,

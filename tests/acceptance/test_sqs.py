@@ -1,0 +1,177 @@
+"""The field report of `acks_late` on SQS, without its troubles: nothing runs twice, nothing is lost, no call hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from process.commands import Folder, Running, until
+
+from busline import Bus
+from busline.testing.scenes import eventually
+from tests.ministack import Ministack
+
+THOROUGH = os.environ.get("BUSLINE_THOROUGH") == "1"
+JOBS, KILLS, PROCESSES = (2_000, 20, 4) if THOROUGH else (200, 4, 2)
+PATIENCE = 600.0 if THOROUGH else 90.0
+
+
+@pytest.fixture
+def sqs(ministack: Ministack, tmp_path: Path) -> Iterator[Folder]:
+    """An empty folder for apps, whose broker is an SQS with a visibility timeout of two seconds."""
+    options = f"prefix={uuid.uuid4().hex[:8]}-&wait=2&lease=2&cache=0"
+    folder = Folder(tmp_path, f"sqs://us-east-1?endpoint_url={ministack.endpoint}&{options}")
+    yield folder
+    folder.end()
+
+
+JOBS_APP = """
+import asyncio, os, random
+from pathlib import Path
+from busline import Bus, Context, Idempotency
+
+bus = Bus(service="jobs", store="sqlite:///store.db", max_deliveries=100)
+LEDGER = os.open(Path(__file__).parent / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@bus.handler("jobs.extract", idempotency=Idempotency(key="job_id", lease=2))
+async def extract(job_id: str, page: int, ctx: Context) -> None:
+    os.write(LEDGER, job_id.encode() + b"\\n")
+    await asyncio.sleep(random.uniform(0.01, 0.05))
+    async with ctx.transaction() as connection:
+        connection.execute("INSERT INTO effects VALUES (?)", (job_id,))
+"""
+
+
+def kill_some(worker: Running, database: Path, chance: random.Random) -> int:
+    """SIGKILL for a process at random moments of the work; returns how many were killed."""
+    killed: list[int] = []
+    for done in sorted(chance.sample(range(1, JOBS * 9 // 10), KILLS)):
+        until(lambda: effects(database) >= done, f"{done} effects", PATIENCE)  # noqa: B023  # called at once
+        until(lambda: len(worker.pids) > len(killed), "a process is there to be killed", PATIENCE)
+        killed.append(chance.choice([pid for pid in worker.pids if pid not in killed]))
+        os.kill(killed[-1], signal.SIGKILL)
+    return len(killed)
+
+
+def effects(database: Path) -> int:
+    """Rows, counted by somebody who has nothing to do with the bus."""
+    with sqlite3.connect(database, timeout=30) as connection:
+        (number,) = connection.execute("SELECT count(*) FROM effects").fetchone()
+    connection.close()
+    return int(number)
+
+
+@pytest.mark.timeout(PATIENCE * 2)
+async def test_jobs_survive_killed_workers_and_each_takes_effect_once(sqs: Folder) -> None:
+    database = sqs.path / "store.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE effects (job_id TEXT)")
+    connection.close()
+    sqs.write("app", JOBS_APP)
+    worker = sqs.worker("app:bus", "--processes", str(PROCESSES))
+    await asyncio.to_thread(until, lambda: len(worker.pids) >= PROCESSES, "the processes are ready", PATIENCE)
+    wanted = {f"job-{number}" for number in range(JOBS)}
+    async with Bus(sqs.url) as bus:
+        await asyncio.gather(*(bus.send("jobs.extract", {"job_id": job_id, "page": 1}) for job_id in sorted(wanted)))
+    killed = await asyncio.to_thread(kill_some, worker, database, random.Random(7))
+    await asyncio.to_thread(until, lambda: effects(database) >= JOBS, f"{JOBS} effects", PATIENCE)
+    with sqlite3.connect(database) as connection:
+        found = Counter(row[0] for row in connection.execute("SELECT job_id FROM effects"))
+    connection.close()
+    starts = Counter(sqs.notes)
+    print(f"{JOBS} jobs, {killed} workers killed: {found.total()} effects, {starts.total() - JOBS} began again")
+    assert killed == KILLS
+    assert set(found) == wanted, "none is lost"
+    assert found.total() == JOBS, "and none took effect twice"
+
+
+CALLS_APP = """
+import asyncio
+from busline import Bus
+
+bus = Bus(service="oracle")
+
+@bus.handler("oracle.double")
+async def double(number: int) -> int:
+    await asyncio.sleep(0.01)
+    return 2 * number
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.timeout(180)
+async def test_a_hundred_of_a_hundred_calls_are_answered(sqs: Folder, processes: int) -> None:
+    """What Celery's rpc:// with late acks and prefetching does six times out of ten."""
+    sqs.write("app", CALLS_APP)
+    worker = sqs.worker("app:bus", "--processes", str(processes))
+    await asyncio.to_thread(until, lambda: len(worker.pids) >= processes, "the processes are ready", 90)
+    async with Bus(sqs.url) as bus:
+        answers = await asyncio.gather(*(bus.call("oracle.double", number, timeout=80) for number in range(100)))
+    assert answers == [2 * number for number in range(100)]
+
+
+LONG_APP = """
+import asyncio, os
+from pathlib import Path
+from busline import Bus, Context, Idempotency
+
+bus = Bus(service="long", store="sqlite:///store.db")
+HERE = Path(__file__).parent
+LEDGER = os.open(HERE / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@bus.handler("long.work")
+async def work(seconds: float) -> None:
+    os.write(LEDGER, f"begun {os.getpid()}\\n".encode())
+    await asyncio.sleep(seconds)
+    os.write(LEDGER, b"done\\n")
+
+@bus.handler("long.early", queue="long.early", ack="early", idempotency=Idempotency(key="job_id", lease=2))
+async def early(job_id: str, page: int, ctx: Context) -> None:
+    os.write(LEDGER, f"{job_id} {ctx.attempt}\\n".encode())
+    if not (HERE / "gate").exists():
+        await asyncio.sleep(3600)
+    os.write(LEDGER, f"{job_id} done\\n".encode())
+"""
+
+
+async def test_a_handler_that_runs_five_times_the_visibility_timeout_runs_once(sqs: Folder) -> None:
+    sqs.write("app", LONG_APP)
+    worker = sqs.worker("app:bus", "--processes", "2")
+    await asyncio.to_thread(until, lambda: len(worker.pids) >= 2, "the processes are ready", 90)
+    async with Bus(sqs.url) as bus:
+        await bus.send("long.work", 10.0)
+    await asyncio.to_thread(until, lambda: "done" in sqs.notes, "it is done", 60)
+    assert len(sqs.notes) == 2, sqs.notes
+
+
+async def test_an_early_acked_job_whose_worker_died_is_failed_and_the_user_may_send_it_again(sqs: Folder) -> None:
+    """Acked at once, claimed by its key; the orphan is found by its claim, is FAILED, and can be sent anew."""
+    sqs.write("app", LONG_APP)
+    worker = sqs.worker("app:bus", "--processes", "2")
+    await asyncio.to_thread(until, lambda: len(worker.pids) >= 2, "the processes are ready", 90)
+    async with Bus(sqs.url, store=f"sqlite:///{sqs.path}/store.db") as bus:
+        await bus.send("long.early", {"job_id": "j1", "page": 1})
+        await asyncio.to_thread(until, lambda: "j1 1" in sqs.notes, "it has begun", 60)
+        (stats,) = [each for each in await bus.transport.stats() if each.name == "long.early"]  # type: ignore[attr-defined]
+        assert (stats.ready, stats.leased) == (0, 0), "it was acked before it ran"
+        for pid in worker.pids:
+            os.kill(pid, signal.SIGKILL)
+        sqs.open_gate()
+
+        async def letters() -> int:
+            found = [each for each in await bus.transport.stats() if each.name == "long.early.dead"]  # type: ignore[attr-defined]
+            return found[0].ready if found else 0
+
+        await eventually(letters, 90)
+    replayed = await asyncio.to_thread(sqs.run, "dlq", "replay", "long.early")
+    assert replayed.returncode == 0, replayed.stderr
+    await asyncio.to_thread(until, lambda: "j1 done" in sqs.notes, "it is done", 60)
