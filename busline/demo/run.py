@@ -7,13 +7,13 @@ from pathlib import Path
 
 from busline import Bus, BuslineError
 from busline.demo.app import router
-from busline.demo.scenario import Demo
+from busline.demo.scenario import CALLS, Demo
 from busline.demo.screen import Screen
 from busline.demo.workers import DemoFailed, workers
 from busline.wire import new_id
 
 
-async def run(url: str | None, screen: Screen) -> bool:
+async def run(url: str | None, screen: Screen, calls: int = CALLS) -> bool:
     """Play the demo at `url`, or on a fresh SQLite file; True if nothing was lost.
 
     At a broker of the user's it works under a name of its own, and deletes its queues in the end. Raises BuslineError
@@ -28,15 +28,15 @@ async def run(url: str | None, screen: Screen) -> bool:
         async with Bus(url) as bus:
             screen.say(f"busline demo at {bus.transport.where}", "bold")
             try:
-                return await _play(bus, url, service, folder, screen)
+                return await _play(bus, url, service, folder, screen, calls)
             except (BuslineError, DemoFailed) as error:
                 return _ended_early(str(error), screen)
 
 
-async def _play(bus: Bus, url: str, service: str, folder: Path, screen: Screen) -> bool:
+async def _play(bus: Bus, url: str, service: str, folder: Path, screen: Screen, calls: int) -> bool:
     try:
         async with workers(url, service, folder) as crew:
-            return await Demo(bus, crew, service, folder, screen).play()
+            return await Demo(bus, crew, service, folder, screen, calls).play()
     finally:
         await _clear(bus, service)
 

@@ -54,13 +54,14 @@ class Calls:
 class Demo:
     """One run against workers that are up. `service` is the prefix of its topics."""
 
-    def __init__(self, bus: Bus, workers: Workers, service: str, folder: Path, screen: Screen) -> None:
+    def __init__(self, bus: Bus, workers: Workers, service: str, folder: Path, screen: Screen, calls: int) -> None:
         self._bus = bus
         self._workers = workers
         self._service = service
         self._ledger = Ledger(folder)
         self._table = AirportTable(folder / "airports.db")
         self._screen = screen
+        self._number = calls
         self._calls = Calls()
 
     async def play(self) -> bool:
@@ -82,8 +83,8 @@ class Demo:
     # -- calls, and the killing -----------------------------------------------------------------------------------
 
     async def _make_calls(self) -> None:
-        numbers = iter(range(CALLS))
-        with self._screen.bar("calls", CALLS) as move:
+        numbers = iter(range(self._number))
+        with self._screen.bar("calls", self._number) as move:
             async with asyncio.TaskGroup() as group:
                 for _ in range(IN_FLIGHT):
                     group.create_task(self._keep_calling(numbers, move))
@@ -103,7 +104,7 @@ class Demo:
             calls.answered += 1
             calls.wrong += not _belongs(answer, question)
             move(calls.answered)
-            if calls.killed is None and calls.answered >= CALLS // 3:
+            if calls.killed is None and calls.answered >= self._number // 3:
                 calls.killed = answer.pid
                 # By then it has begun the next ones, and answered none of them.
                 asyncio.get_running_loop().call_later(WORK / 2, self._kill, answer.pid)
@@ -176,12 +177,13 @@ class Demo:
 
     def _result(self, rows: int, letters: Sequence[dict[str, Any]]) -> list[Line]:
         calls, imported = self._calls, self._table.count()
+        trouble = _trouble(calls, self._number)
         events = [self._ledger.count(name) for name in ("bill", "notify")]
         received = sum(count.distinct for count in events)
         redone = self._ledger.count("calls").repeats
         repeats = sum(count.repeats for count in (*events, self._ledger.count("batches")))
         return [
-            Line("calls answered", f"{calls.answered:,} of {calls.made:,}", _trouble(calls), not _trouble(calls)),
+            Line("calls answered", f"{calls.answered:,} of {calls.made:,}", trouble, not trouble),
             Line("p50 / p99", f"{calls.quantile(0.5):.1f} / {calls.quantile(0.99):.1f} ms", self._pace()),
             Line("begun twice", f"{redone + repeats:,}", f"{redone} of them calls that the killed worker had begun"),
             Line("events received", f"{received:,} of {2 * EVENTS:,}", "two subscribers", received == 2 * EVENTS),
@@ -198,12 +200,12 @@ def _belongs(answer: Answer, question: Question) -> bool:
     return (answer.number, answer.square, answer.text) == (question.number, question.number**2, question.text[::-1])
 
 
-def _trouble(calls: Calls) -> str:
+def _trouble(calls: Calls, number: int) -> str:
     """What is wrong with the calls, or nothing."""
     if calls.errors:
         return f"{len(calls.errors)} failed, the first: {calls.errors[0]}"
-    if calls.answered != CALLS:
-        return f"{CALLS:,} were to be made"
+    if calls.answered != number:
+        return f"{number:,} were to be made"
     return f"{calls.wrong} answers to other questions" if calls.wrong else ""
 
 

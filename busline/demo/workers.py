@@ -16,7 +16,7 @@ from busline.bus import URL_VARIABLE
 from busline.demo.app import FOLDER_VARIABLE, SERVICE_VARIABLE
 
 PROCESSES = 4
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 """Seconds until all workers must have answered."""
 STOP_TIMEOUT = 15.0
 """Seconds that they have to leave in good order."""
