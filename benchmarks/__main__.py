@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks import flat, plots
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
 from benchmarks.peers import run as peers
+from benchmarks.stores import claims, stores
 
 Scenario = tuple[str, Callable[[str], Awaitable[Figure]]]
 
@@ -40,6 +41,7 @@ def scenarios(scale: float) -> list[Scenario]:
         ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64, 4)),
         ("sqlite", lambda url: sends(url, n(3_000), 1)),
         ("sqlite", lambda url: sends(url, n(20_000), 64)),
+        *((f"store {each}", claims(each, n(2_000), width)) for each in stores() for width in (1, 64)),
     ]
 
 

@@ -47,6 +47,11 @@ class Server:
         """Where it is; None if it is not installed."""
         raise NotImplementedError
 
+    @property
+    def url(self) -> str:
+        """Of the store."""
+        raise NotImplementedError
+
     def command(self) -> list[str]:
         raise NotImplementedError
 
@@ -108,6 +113,7 @@ class Server:
 class Postgres(Server):
     name = "PostgreSQL"
     package = "postgresql"
+    settings = ("fsync=off", "listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=32MB")
 
     @classmethod
     def program(cls) -> str | None:
@@ -140,8 +146,7 @@ class Postgres(Server):
         )
 
     def command(self) -> list[str]:
-        settings = ("fsync=off", "listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=32MB")
-        options = [part for setting in settings for part in ("-c", setting)]
+        options = [part for setting in self.settings for part in ("-c", setting)]
         where = ["-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)]
         return [str(self.program()), *where, *options]
 
@@ -208,10 +213,10 @@ KINDS: Mapping[str, type[Server]] = {"postgres": Postgres, "redis": Redis, "dyna
 
 
 @contextmanager
-def private(kind: str) -> Iterator[Server]:
-    """A new server for one test, which may break it."""
+def private(kind: str, make: type[Server] | None = None) -> Iterator[Server]:
+    """A new server for one test, which may break it; `make` is a variant of that kind."""
     _need(KINDS[kind])
-    server = KINDS[kind](_new_folder(kind))
+    server = (make or KINDS[kind])(_new_folder(kind))
     try:
         server.prepare()
         server.start()

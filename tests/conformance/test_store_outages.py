@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def url_of(server: Server, port: int, timeout: float = TIMEOUT) -> str:
-    url = str(server.url).replace(str(server.port), str(port))  # type: ignore[attr-defined]  # of each kind
+    url = server.url.replace(str(server.port), str(port))
     return f"{url}{'&' if '?' in url else '?'}timeout={timeout:g}"
 
 
