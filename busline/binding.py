@@ -83,6 +83,11 @@ class Binding:
             arguments[self._error_name] = error
         return arguments
 
+    def payload_arguments(self, payload: Any) -> dict[str, Any]:
+        """Those of them that the payload fills."""
+        arguments = self.arguments(payload, None)
+        return {name: arguments[name] for name in self._payload_names}
+
     @property
     def payload_names(self) -> tuple[str, ...]:
         """The parameters that the payload fills."""

@@ -82,7 +82,7 @@ class Claims:
         handler, body = work.handler, work.delivery.message.body
         try:
             key = key_of(
-                handler.idempotency, work.envelope, body, lambda: handler.binding.arguments(work.payload, None)
+                handler.idempotency, work.envelope, body, lambda: handler.binding.payload_arguments(work.payload)
             )
         except KeyMissing as error:
             fault = Fault("invalid", "busline.invalid", str(error), {})

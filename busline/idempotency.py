@@ -51,7 +51,8 @@ class Idempotency:
     orphans: OnOrphan = "fail"
 
     def __post_init__(self) -> None:
-        if not (self.key is None or callable(self.key) or self.key):
+        key: object = self.key  # of whatever type it was given
+        if not (key is None or callable(key) or (isinstance(key, str) and key)):
             raise ConfigurationError(f"an idempotency key is the name of a field or a function, not {self.key!r}")
         if not (self.lease >= 0.1 and self.ttl > 0):
             raise ConfigurationError("a claim's lease is at least 0.1 s, its ttl is positive")

@@ -88,7 +88,7 @@ async def _play(folder: Folder, store: str, effect: str, record: Callable[[str, 
             kills = await killer
         assert await bus.transport.peek("shop.dead", 1) == []  # type: ignore[attr-defined]  # it is Inspectable
     record("delivered", total)
-    print(f"{MESSAGES} messages delivered {total} times, {kills} of {PROCESSES} workers killed", end="; ")
+    print(f"{MESSAGES} messages delivered {total} times, {kills} workers of {PROCESSES} at a time killed", end="; ")
 
 
 @pytest.mark.timeout(3700 if THOROUGH else 150)

@@ -1,0 +1,130 @@
+"""What makes two messages the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from busline import Bus, ConfigurationError, Context, Idempotency
+from busline.idempotency import MAX_KEY_BYTES, KeyMissing, fingerprint, key_of, scoped
+from busline.message import Message, ToQueue, ToTopic
+from busline.parcels import Parcel, pack, unpack
+from busline.transports.memory import MemoryBroker, MemoryTransport
+from busline.wire import Envelope
+
+numbers = count()
+ENVELOPE = Envelope("id", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "envelope", "expected"),
+    [
+        (None, ENVELOPE, "id"),
+        (None, Envelope("id", 1.0, key="sender's"), "sender's"),
+        (None, Envelope("id", 1.0, key=""), "id"),
+        ("order.id", Envelope("id", 1.0, key="sender's"), "7"),
+        ("name", ENVELOPE, "ü"),
+        ("flags", ENVELOPE, '["a","b"]'),
+        (lambda payload: payload["order"]["id"] + 1, ENVELOPE, "8"),
+    ],
+)
+def test_a_key_is_found(key: str | Callable[..., Any] | None, envelope: Envelope, expected: str) -> None:
+    payload = {"order": {"id": 7}, "name": "ü", "flags": ["a", "b"]}
+    body = b'{"order": {"id": 7}, "name": "\xc3\xbc", "flags": ["a", "b"]}'
+    assert key_of(Idempotency(key=key), envelope, body, lambda: {"payload": payload}) == expected
+
+
+@pytest.mark.parametrize("key", ["other", "order.id.deeper", lambda payload: None, lambda payload: 1 / 0, lambda: 1])
+def test_a_message_without_the_key_says_so(key: str | Callable[..., Any]) -> None:
+    with pytest.raises(KeyMissing, match="idempotency key"):
+        key_of(Idempotency(key=key), ENVELOPE, b'{"order": {"id": 7}}', lambda: {"payload": {}})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"key": ""}, {"key": 7}, {"lease": 0.0}, {"ttl": 0.0}, {"on_conflict": "hope"}, {"orphans": "forget"}],
+    ids=str,
+)
+def test_an_option_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Idempotency(**wrong)
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=2000))
+def test_scopes_are_never_mixed_up_and_fit_a_store(queue: str, topic: str, key: str) -> None:
+    full = scoped(queue, topic, key)
+    assert len(full.encode()) <= MAX_KEY_BYTES
+    assert full != scoped(queue + "/", topic, key)
+    assert full != scoped(queue, topic + "/", key)
+    assert scoped("a/b", "c", "d") != scoped("a", "b/c", "d")
+
+
+def test_a_fingerprint_knows_what_is_said_and_not_how() -> None:
+    assert fingerprint("t", b'{"a": 1, "b": [2]}') == fingerprint("t", b'{"b":[2],"a":1}')
+    assert len({fingerprint(*each) for each in (("t", b"1"), ("u", b"1"), ("t", b"2"), ("t", b"{"), ("t", b""))}) == 5
+
+
+def test_messages_survive_a_store() -> None:
+    full = Message("t", b"\x00\xff", "{}", {"k": "ü"}, "c", "inbox", 3, 1.5, 60.0, expendable=True)
+    parcels = [
+        Parcel(full, ToQueue("q"), "fallback", {"ttl": 1.0}),
+        Parcel(Message("t", b""), ToTopic("t")),
+        Parcel(full),
+    ]
+    assert unpack(pack(*parcels)) == parcels
+    assert pack() == b""
+    assert unpack(b"") == []
+
+
+class Plain:
+    """A transport without a store of its own."""
+
+    def __init__(self) -> None:
+        self._transport = MemoryTransport(MemoryBroker())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "store_url":
+            raise AttributeError(name)
+        return getattr(self._transport, name)
+
+
+async def test_asking_for_idempotency_without_a_store_is_refused_at_startup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUSLINE_STORE", raising=False)
+    bus = Bus(Plain(), service="svc")  # type: ignore[arg-type]  # a Transport in all that is asked of it
+
+    @bus.handler("work", idempotency=Idempotency(key="id"))
+    async def work(order: dict[str, int]) -> None:
+        """Nothing to do."""
+
+    with pytest.raises(ConfigurationError, match=r"work \(work\) needs a store.*BUSLINE_STORE"):
+        async with bus.worker():
+            pass
+    async with bus:
+        with pytest.raises(ConfigurationError, match="BUSLINE_STORE"):
+            await bus.send("work", track=True)
+        with pytest.raises(ConfigurationError, match="BUSLINE_STORE"):
+            await bus.job("some id").status()
+    monkeypatch.setenv("BUSLINE_STORE", f"memory://unit-{next(numbers)}")
+    async with bus.worker():
+        job = await bus.send("work", {"id": 1}, track=True)
+        assert await job.result(10) is None
+
+
+async def test_a_key_function_gets_what_the_payload_fills_and_not_the_context() -> None:
+    bus = Bus(f"memory://unit-{next(numbers)}", service="svc")
+    ran: list[int] = []
+
+    @bus.handler("work", idempotency=Idempotency(key=lambda number, text: number))
+    async def work(number: int, ctx: Context, text: str) -> str:
+        ran.append(number)
+        return text
+
+    async with bus.worker():
+        for _ in range(2):
+            assert await bus.call("work", {"number": 1, "text": "x"}, timeout=10) == "x"
+    assert ran == [1]
