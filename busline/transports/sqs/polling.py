@@ -12,6 +12,7 @@ from time import time
 from typing import Any
 
 from busline.errors import BuslineError, QueueNotFound, TransportClosed
+from busline.transports.sqs.batching import GATHER
 from busline.transports.sqs.clients import Clients
 from busline.transports.sqs.faults import Denied
 from busline.transports.sqs.receipts import SYSTEM_ATTRIBUTES
@@ -53,6 +54,7 @@ class Poller:
         self._denied = denied
         self._polls: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
         self._pause = 0.0
         self._busy = True
         self._first = True
@@ -65,7 +67,15 @@ class Poller:
         """When that last changed."""
 
     def kick(self) -> None:
-        """Somebody waits: ask, if nobody has asked already. While polls come back full, several ask at once."""
+        """Somebody waits: ask for all who do so in this tick; beside another poll, for all within milliseconds."""
+        if self._stopped or self._timer is not None or self._soon is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._soon = loop.call_later(GATHER, self._ask) if self._polls else loop.call_soon(self._ask)
+
+    def _ask(self) -> None:
+        """If nobody has asked already. While polls come back full, several ask at once."""
+        self._soon = None
         if self._stopped or self._timer is not None:
             return
         while (wanted := self._wanted() - self.asked) > 0 and len(self._polls) < (AT_ONCE if self._busy else 1):
@@ -132,9 +142,10 @@ class Poller:
     def stop(self) -> None:
         """Ask no more; polls on their way still come back."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._soon = None
 
     async def ended(self, timeout: float) -> None:
         """Until the last poll is back; one that is not within `timeout` seconds is broken off."""
