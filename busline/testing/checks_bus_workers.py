@@ -82,7 +82,7 @@ async def check_a_long_handler_keeps_its_lease(h: Harness) -> None:
         @bus.handler(f"{service}.work")
         async def work(ctx: Context) -> str:
             runs.append(ctx.redelivered)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
             return "done"
 
     async with buses[0].worker(), buses[1].worker(), caller(h) as other:

@@ -121,7 +121,7 @@ class SqsHarness:
     def __init__(self, endpoint: str, *, fifo: bool = False) -> None:
         self.name = "sqs-fifo" if fifo else "sqs"
         self._suffix = ".fifo" if fifo else ""
-        options = f"prefix={uuid.uuid4().hex[:8]}-&lease=1&wait=1&cache=0&heartbeat=0.3"
+        options = f"prefix={uuid.uuid4().hex[:8]}-&lease=2&wait=1&cache=0&heartbeat=0.3"
         self.url = f"sqs://us-east-1?endpoint_url={endpoint}&{options}"
 
     def transport(self) -> SqsTransport:

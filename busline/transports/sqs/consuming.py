@@ -166,7 +166,7 @@ class SqsConsumer:
             self._buffer.append(left.popleft())
             room -= 1
         if left:
-            self._beside(self._settler.show([each.receipt for each in left]))
+            self._beside(self._settler.give_back([each.receipt for each in left]))
         self.poller.kick()
 
     def _on_gone(self, error: QueueNotFound) -> None:

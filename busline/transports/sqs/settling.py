@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from math import ceil
+from secrets import token_hex
 from time import monotonic, time
 from typing import Any
 
@@ -29,6 +30,7 @@ class Settler:
         self.url = url
         self.name = name
         self._done = done
+        self._token = token_hex(4)
         self._deletes = Batcher(self._delete_batch, name=f"delete {name}")
 
     async def probe(self) -> None:
@@ -157,13 +159,21 @@ class Settler:
                 self.delete(receipt)
                 continue
             try:
-                copies.append((receipt, copy_of(receipt, delay)))
+                copies.append((receipt, copy_of(receipt, delay, self._token)))
             except MessageTooLarge:  # a few bytes more than SQS takes: rather counted than lost
                 await self.show([receipt], delay)
         sent = [self._sender.put(self.url, self.name, parcel) for _, parcel in copies]
         for ended, (receipt, _) in zip(sent, copies, strict=True):
             ended.add_done_callback(partial(self._sent, receipt))
         await all_of(sent)
+
+    async def give_back(self, receipts: Sequence[Receipt]) -> None:
+        """What a poll brought and nobody waits for: made visible. Our own copy of something that was given back just
+        now, which that very poll has caught, is given back as before, or it would be counted after all."""
+        own = [each for each in receipts if each.letter.driver.get("r") == self._token]
+        await self.show([each for each in receipts if each not in own])
+        if own:
+            await self.release(own, 0.0)
 
     def _sent(self, receipt: Receipt, ended: asyncio.Future[None]) -> None:
         """The copy is there: the original goes."""
@@ -197,7 +207,7 @@ def _keep(delivery: Delivery, asked: float, seconds: int) -> None:
     delivery.leased_until = time() + receipt.until - monotonic()
 
 
-def copy_of(receipt: Receipt, delay: float) -> Parcel:
+def copy_of(receipt: Receipt, delay: float, by: str) -> Parcel:
     """The same message again, as it came, with the count that it has. Raises MessageTooLarge."""
     before = receipt.letter.deliveries_before + receipt.count - 1
-    return again(receipt.raw, receipt.letter, delay=delay, deliveries=before)
+    return again(receipt.raw, receipt.letter, delay=delay, deliveries=before, by=by)

@@ -9,6 +9,7 @@ user's, one JSON object), `correlation_id`, `reply_to`, `busline-body` (a body t
     d  how often it had been handed out before this copy was made
     x  when an expendable message has expired, milliseconds since 1970; 0 = never
     e  1 = it is an event, so it must match one of the queue's patterns
+    r  who gave it back, by making this copy
     w  seconds of its delay, counted from the instant at which this copy was sent
 """
 
@@ -175,9 +176,11 @@ class Letter:
         return float(wait) if isinstance(wait, (int, float)) and wait > 0 else 0.0
 
 
-def again(raw: Mapping[str, Any], letter: Letter, *, delay: float, deliveries: int) -> Parcel:
+def again(raw: Mapping[str, Any], letter: Letter, *, delay: float, deliveries: int, by: str = "") -> Parcel:
     """What was received, as it came, to be sent once more. Raises MessageTooLarge."""
-    driver = {key: value for key, value in letter.driver.items() if key not in ("d", "w")}
+    driver = {key: value for key, value in letter.driver.items() if key not in ("d", "w", "r")}
+    if by:
+        driver["r"] = by
     if deliveries:
         driver["d"] = deliveries
     if delay > 0:
