@@ -41,6 +41,8 @@ from busline.message import Binding
 from busline.options import Breaker, Check, Queue
 from busline.retry import Retry
 from busline.router import Router
+from busline.sync import SyncBus
+from busline.sync_jobs import SyncJob
 from busline.topics import Topic
 from busline.worker import Worker
 
@@ -83,6 +85,8 @@ __all__ = [
     "SoftTimeLimitExceeded",
     "StoreError",
     "StoreUnavailable",
+    "SyncBus",
+    "SyncJob",
     "TimeLimitExceeded",
     "Topic",
     "TransportClosed",

@@ -307,11 +307,11 @@ class Bus(Verbs):
     def sync(self) -> SyncBus:
         """The same verbs for code that does not await, by one event loop in a thread, which starts when first used.
 
-        Raises ConfigurationError for a bus that was given a transport instead of a URL, as one transport cannot serve
+        Raises ConfigurationError for a bus that was given a transport or a store instead of a URL, as one cannot serve
         two event loops.
         """
-        if self._url is not None and not isinstance(self._url, str):
-            raise ConfigurationError("bus.sync() needs a bus that was given a URL, to connect by itself")
+        if not isinstance(self._url, str | None) or not isinstance(self._given_store, str | None):
+            raise ConfigurationError("bus.sync() needs a bus that was given URLs, to connect by itself")
         apart = copy(self)
         apart._session, apart._workers = None, []
         return SyncBus(apart)

@@ -39,6 +39,7 @@ from busline.signatures import (
     Req,
     SendOptions,
 )
+from busline.sync_jobs import SyncJob
 from busline.topics import Topic
 
 if TYPE_CHECKING:
@@ -195,22 +196,30 @@ class SyncBus:
         return self._do(partial(self._bus.call, topic, payload, **options))
 
     @overload
-    def send(self, topic: Topic[Req, Any], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
+    def send(self, topic: Topic[Req, Any], payload: Req, **options: Unpack[SendOptions]) -> SyncJob: ...
     @overload
-    def send(self, topic: PlainNothing[object], payload: None = None, **options: Unpack[SendOptions]) -> Job: ...
+    def send(self, topic: PlainNothing[object], payload: None = None, **options: Unpack[SendOptions]) -> SyncJob: ...
     @overload
-    def send(self, topic: PlainContextFirst[Req, object], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
+    def send(self, topic: PlainContextFirst[Req, object], payload: Req, **options: Unpack[SendOptions]) -> SyncJob: ...
     @overload
-    def send(self, topic: PlainPayload[Req, object], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
+    def send(self, topic: PlainPayload[Req, object], payload: Req, **options: Unpack[SendOptions]) -> SyncJob: ...
     @overload
     def send(
         self, topic: PlainHandler[object], payload: Mapping[str, object], **options: Unpack[SendOptions]
-    ) -> Job: ...
+    ) -> SyncJob: ...
     @overload
-    def send(self, topic: str, payload: object = None, **options: Unpack[SendOptions]) -> Job: ...
-    def send(self, topic: str | Topic[Any, Any] | Handler, payload: object = None, **options: Any) -> Job:
+    def send(self, topic: str, payload: object = None, **options: Unpack[SendOptions]) -> SyncJob: ...
+    def send(self, topic: str | Topic[Any, Any] | Handler, payload: object = None, **options: Any) -> SyncJob:
         """`Bus.send`, blocking this thread until the broker has the job."""
-        return self._do(partial(self._bus.send, topic, payload, **options))
+        return SyncJob(self._do(partial(self._bus.send, topic, payload, **options)), self._do)
+
+    def job(self, id: str) -> SyncJob:
+        """`Bus.job`."""
+
+        async def find() -> Job:
+            return self._bus.job(id)
+
+        return SyncJob(self._do(find), self._do)
 
     def publish(
         self,

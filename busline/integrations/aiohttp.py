@@ -14,9 +14,13 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from anyio import CancelScope
+
 from busline.bus import Bus
-from busline.errors import BuslineError, ConfigurationError
+from busline.errors import BuslineError, ConfigurationError, JobNotFound
+from busline.integrations import sse
 from busline.integrations.http import ANSWERS, WorkerOptions, answer_to, hosted, time_left
+from busline.jobs import Job
 
 try:
     from aiohttp import web
@@ -26,10 +30,12 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
-__all__ = ["BUS", "WorkerOptions", "get_bus", "setup"]
+__all__ = ["BUS", "WorkerOptions", "get_bus", "job_events", "setup"]
 
 BUS = web.AppKey("bus", Bus)
 """Where the application has its bus."""
+_STREAMS: web.AppKey[set[CancelScope]] = web.AppKey("busline_streams", set)
+"""Of what streams events at the moment."""
 
 
 class _Progress:
@@ -78,15 +84,51 @@ def setup(
     """
     if BUS in app:
         raise ConfigurationError("this application has a bus already; open another one by a cleanup context of yours")
-    app[BUS] = bus
+    app[BUS], app[_STREAMS] = bus, set()
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         async with hosted(bus, worker):
             yield
 
     app.cleanup_ctx.append(context)
+    app.on_shutdown.append(_end_streams)
     app.on_response_prepare.append(_note_begun)
     app.middlewares.append(_middleware(bus, timeout, timeout_header, retry_after))
+
+
+async def job_events(request: web.Request, job: Job, *, lifetime: float | None = None) -> web.StreamResponse:
+    """A job's state and progress as server-sent events: `return await job_events(request, job)`.
+
+    An event `job` tells how it is now, and comes again each time that it changes; an event `end` is the last and has
+    the result or the error. A job that the store does not know is answered with 404. The stream lasts as long as the
+    job, at most `lifetime` seconds, and ends when the application is told to stop; a browser then connects again by
+    itself and hears first how the job is then. Raises ConfigurationError without `bus.setup(app)`.
+    """
+    get_bus(request)
+    streams = request.config_dict[_STREAMS]
+    try:
+        await job.info()
+    except JobNotFound:
+        return web.json_response({"detail": "there is no such job"}, status=404)
+    response = web.StreamResponse(headers={**sse.HEADERS, "Content-Type": sse.CONTENT_TYPE})
+    await response.prepare(request)
+    try:
+        with CancelScope() as scope:
+            streams.add(scope)
+            async for event in sse.stream(job, lifetime):
+                await response.write(event)
+        await response.write_eof()
+    except ConnectionResetError:
+        pass  # Whoever listened has left, which is how most streams end.
+    finally:
+        streams.discard(scope)
+    return response
+
+
+async def _end_streams(app: web.Application) -> None:
+    streams = app[_STREAMS]
+    for scope in list(streams):
+        scope.cancel()
 
 
 async def _note_begun(request: web.Request, response: web.StreamResponse) -> None:

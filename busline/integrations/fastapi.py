@@ -21,9 +21,19 @@ except ImportError as missing:
     raise ConfigurationError("this needs FastAPI: pip install 'busline[fastapi]'") from missing
 
 from busline.integrations.http import WorkerOptions
-from busline.integrations.starlette import DeadlineMiddleware, combine, get_bus, install, serving
+from busline.integrations.starlette import DeadlineMiddleware, JobEvents, combine, get_bus, install, job_events, serving
 
 CurrentBus = Annotated[Bus, Depends(get_bus)]
 """The bus of the running application, as a parameter of an endpoint."""
 
-__all__ = ["CurrentBus", "DeadlineMiddleware", "WorkerOptions", "combine", "get_bus", "install", "serving"]
+__all__ = [
+    "CurrentBus",
+    "DeadlineMiddleware",
+    "JobEvents",
+    "WorkerOptions",
+    "combine",
+    "get_bus",
+    "install",
+    "job_events",
+    "serving",
+]

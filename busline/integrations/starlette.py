@@ -12,13 +12,15 @@ from functools import partial
 from typing import Any, Unpack
 
 from busline.bus import Bus
-from busline.errors import BuslineError, ConfigurationError
+from busline.errors import BuslineError, ConfigurationError, JobNotFound
+from busline.integrations import sse
 from busline.integrations.http import ANSWERS, WorkerOptions, answer_to, hosted, time_left
+from busline.jobs import Job
 
 try:
     from starlette.applications import Starlette
     from starlette.requests import HTTPConnection, Request
-    from starlette.responses import JSONResponse
+    from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as missing:
     raise ConfigurationError("this needs Starlette or FastAPI: pip install 'busline[fastapi]'") from missing
@@ -131,3 +133,37 @@ class DeadlineMiddleware:
                     bound.lift()
 
             await self._app(scope, receive, send_on)
+
+
+class JobEvents(Response):
+    """Made by `job_events`."""
+
+    def __init__(self, job: Job, lifetime: float | None) -> None:
+        super().__init__(media_type=sse.CONTENT_TYPE)
+        self._job = job
+        self._lifetime = lifetime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        response: Response
+        try:
+            await self._job.info()
+        except JobNotFound:
+            response = JSONResponse({"detail": "there is no such job"}, 404)
+        else:
+            events = sse.stream(self._job, self._lifetime)
+            response = StreamingResponse(events, headers=sse.HEADERS, media_type=sse.CONTENT_TYPE)
+        await response(scope, receive, send)
+
+
+def job_events(job: Job, *, lifetime: float | None = sse.LIFETIME) -> JobEvents:
+    """A job's state and progress as server-sent events, to be returned by an endpoint: `return job_events(job)`.
+
+    An event `job` tells how it is now, and comes again each time that it changes; an event `end` is the last and has
+    the result or the error. A job that the store does not know is answered with 404.
+
+    The stream ends after `lifetime` seconds, whereupon a browser connects again by itself and hears first how the job
+    is then: so a server that is told to stop, and waits for its requests, waits no longer than that. With None it
+    lasts as long as the job.
+    """
+    return JobEvents(job, lifetime)

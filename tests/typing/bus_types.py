@@ -5,7 +5,7 @@ from typing import Annotated, Any, Protocol, assert_type
 
 from pydantic import BaseModel
 
-from busline import Bus, Context, Job, Router, Topic, Worker
+from busline import Bus, Context, Job, Router, SyncJob, Topic, Worker
 from busline.depends import Depends
 
 
@@ -118,5 +118,5 @@ def without_await(bus: Bus) -> None:
         assert_type(sync.call(by_function, CreateOrder(sku="tea")), Order)
         assert_type(sync.call(plain, CreateOrder(sku="tea")), list[Order])
         assert_type(sync.call(by_name, {"sku": "tea"}), Mapping[str, int])
-        assert_type(sync.send(with_context, CreateOrder(sku="tea"), delay=5.0), Job)
+        assert_type(sync.send(with_context, CreateOrder(sku="tea"), delay=5.0), SyncJob)
         sync.call("orders.create", timout=1.0)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]

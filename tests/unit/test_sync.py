@@ -16,7 +16,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from busline import Bus, CallTimeout, ConfigurationError, Context, NoHandler, RemoteError, ReplyLost, TransportClosed
+from busline import (
+    Bus,
+    CallTimeout,
+    ConfigurationError,
+    Context,
+    JobTimeout,
+    NoHandler,
+    RemoteError,
+    ReplyLost,
+    TransportClosed,
+)
 from busline.transports.memory import MemoryBroker, MemoryTransport
 
 
@@ -177,7 +187,7 @@ def test_what_cannot_be_opened_says_so_and_may_be_tried_again(tmp_path: Path, ur
 
 
 async def test_a_transport_that_lives_in_one_event_loop_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="given a URL"):
+    with pytest.raises(ConfigurationError, match="given URLs"):
         Bus(MemoryTransport(MemoryBroker())).sync()
     async with Bus("memory://shared-by-loops") as bus:
         with pytest.raises(ConfigurationError, match="lives in one event loop"):
@@ -255,3 +265,30 @@ except KeyboardInterrupt:
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     done = run(program, tmp_path)
     assert (done.returncode, done.stdout) == (0, "4 0\n"), done.stderr
+
+
+def test_jobs_are_followed_without_await_too(tmp_path: Path, url: str) -> None:
+    bus = Bus(url, service="jobs", store=f"sqlite:///{tmp_path}/store.db")
+
+    @bus.handler("jobs.count")
+    async def count(upto: int, ctx: Context) -> dict[str, int]:
+        await ctx.progress(current=upto, total=upto)
+        return {"counted": upto}
+
+    @bus.handler("jobs.hang")
+    async def hang() -> None:
+        await anyio.sleep(60)
+
+    with in_thread(bus), bus.sync() as sync:
+        job = sync.send("jobs.count", 3, track=True)
+        assert job.result(20, returns=dict[str, int]) == {"counted": 3}
+        same = sync.job(job.id)
+        assert (same.status(), same.topic, job.topic) == ("SUCCESS", "", "jobs.count")
+        progress = same.progress()
+        assert progress is not None
+        assert progress.fraction == 1.0
+        assert same.cancel() is False
+        with pytest.raises(ConfigurationError, match="what is retried has failed"):
+            same.retry()
+        with pytest.raises(JobTimeout):
+            sync.send("jobs.hang", track=True).result(0.1)
