@@ -1,4 +1,4 @@
-"""The web application: takes orders over HTTP and asks the service. `python web_app.py [port]`"""
+"""The web application: takes orders over HTTP and asks the service. `python web_app.py [port [host]]`"""
 
 import sys
 
@@ -37,4 +37,5 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(), host="127.0.0.1", port=int(sys.argv[1]) if sys.argv[1:] else 8000)
+    port, host = int(sys.argv[1]) if sys.argv[1:] else 8000, sys.argv[2] if sys.argv[2:] else "127.0.0.1"
+    web.run_app(make_app(), host=host, port=port)
