@@ -112,9 +112,10 @@ async def job_events(request: web.Request, job: Job, *, lifetime: float | None =
         return web.json_response({"detail": "there is no such job"}, status=404)
     response = web.StreamResponse(headers={**sse.HEADERS, "Content-Type": sse.CONTENT_TYPE})
     await response.prepare(request)
+    scope = CancelScope()
+    streams.add(scope)
     try:
-        with CancelScope() as scope:
-            streams.add(scope)
+        with scope:
             async for event in sse.stream(job, lifetime):
                 await response.write(event)
         await response.write_eof()
