@@ -68,7 +68,7 @@ LAYERS = [
         | {"storing", "held", "claims", "orphans", "recovering", "injection", "lifespan"}
         | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
     ),
-    ("façade", {"bus", "verbs", "router", "clients", "depends", "sync", ""}),
+    ("façade", {"bus", "verbs", "router", "clients", "depends", "sync", "sync_jobs", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),
 ]
 """From the bottom; whoever stands above may import whoever stands below, and its own layer."""
