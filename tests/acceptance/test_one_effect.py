@@ -124,11 +124,15 @@ async def test_an_effect_in_the_same_postgresql_database_happens_exactly_once(
 
 
 @pytest.mark.timeout(3700 if THOROUGH else 150)
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_an_effect_elsewhere_is_repeated_in_the_crash_window_only(
-    folder: Folder, record_property: Callable[[str, object], None]
+    kind: str, folder: Folder, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> None:
     """Between the effect and its record a killed worker leaves no trace, so at most what ran then comes again."""
-    await _play(folder, f"sqlite:///{folder.path}/bus.db", BESIDE, record_property)
+    store = f"sqlite:///{folder.path}/bus.db"
+    if kind == "redis":
+        store = f"{request.getfixturevalue('redis').url}?prefix=effects-{uuid.uuid4().hex[:12]}:"
+    await _play(folder, store, BESIDE, record_property)
     effects = Counter(folder.notes)
     beyond = effects.total() - MESSAGES
     record_property("beyond one", beyond)
