@@ -24,3 +24,5 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "site/reference/index.html").read_text()
     assert "busline.errors.CallTimeout" in reference
     assert "idempotency_key" in reference
+    control = (tmp_path / "site/control/index.html").read_text()
+    assert "```" not in control, "a block of code that is shown as text"
