@@ -82,6 +82,9 @@ def refuse(code: str, status: int = 400, text: str = "as the test says") -> Effe
     """Answer with an error, and carry nothing out."""
 
     async def effect(proxy: AwsProxy, request: web.Request, body: bytes) -> web.StreamResponse:
+        if "X-Amz-Target" not in request.headers:  # SNS speaks XML
+            error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{text}</Message></Error>"
+            return web.Response(status=status, text=f"<ErrorResponse>{error}</ErrorResponse>", content_type="text/xml")
         told = {"__type": f"com.amazonaws.sqs#{code}", "message": text}
         return web.Response(status=status, text=json.dumps(told), content_type="application/x-amz-json-1.0")
 

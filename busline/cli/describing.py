@@ -11,6 +11,7 @@ import typer
 from busline.bus import Bus
 from busline.catalog import kind_of, retry_of, source_of
 from busline.cli.describe import plan_of, where
+from busline.cli.exits import Exit, Failure
 from busline.cli.handlers import App
 from busline.cli.load import load_bus
 from busline.cli.terminal import say, show_json
@@ -23,9 +24,13 @@ def describe(
     app: App,
     topic: Annotated[str | None, typer.Option(help="Only why this topic goes where it does.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    iam: Annotated[bool, typer.Option("--iam", help="Only the IAM policy that its processes need on AWS.")] = False,
 ) -> None:
     """Show every queue of a bus, what it takes, and with which policy. Works offline."""
     bus = load_bus(app)
+    if iam:
+        show_json(policy_of(bus))
+        return
     plan = plan_of(app, bus)
     told = described(app, bus, plan) if topic is None else route(bus, plan, check_topic(topic))
     if as_json:
@@ -33,6 +38,15 @@ def describe(
         return
     for line in _lines(told) if topic is None else told["because"]:
         say(line)
+
+
+def policy_of(bus: Bus) -> Mapping[str, Any]:
+    """The rights that a worker of this bus uses, or a caller if it has no handlers. Raises Failure beside AWS."""
+    if not bus.url.startswith("sqs://"):
+        raise Failure(Exit.USAGE, f"only sqs:// has an IAM policy, and this bus is at {where(bus)}")
+    from busline.transports.sqs import iam_policy  # an extra, and asked for by nobody else
+
+    return iam_policy(bus.url, worker=bool(bus.plan().queues))
 
 
 def described(app: str, bus: Bus, plan: Plan) -> dict[str, Any]:

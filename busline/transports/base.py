@@ -173,9 +173,12 @@ class Transport(Protocol):
 class Remark:
     """What a broker has otherwise than a queue is declared, for `busline doctor`."""
 
-    code: Literal["queue_differs", "queue_refused", "redrive"]
-    """It works on with what is there; attaching would be refused; the broker moves messages away before core does."""
+    code: Literal["queue_differs", "queue_refused", "redrive", "rights_missing"]
+    """It works on with what is there; attaching would be refused; the broker moves messages away before core does;
+    something is not permitted."""
     text: str
+    severity: Literal["error", "warning"] | None = None
+    """If it is another than the code's: what is missing may be lived with."""
 
 
 @runtime_checkable

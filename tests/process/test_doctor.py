@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from busline.errors import TransportError
 from busline.message import Destination, Limits, Message, QueueStats
 from busline.transports.memory import MemoryBroker, MemoryTransport
 from process.commands import Folder
+from tests.aws_proxy import AwsProxy, refuse
+from tests.ministack import Ministack
 from tests.servers import Rabbit, free_ports
 
 ROOT = Path(__file__).parent.parent.parent
@@ -233,6 +235,62 @@ async def test_missing_rights_are_found_and_the_other_checks_are_made(rabbit: Ra
     assert told["rights_missing"].about.startswith("orders.doctor-")
 
 
+@pytest.fixture
+async def aws(ministack: Ministack) -> AsyncIterator[AwsProxy]:
+    async with AwsProxy(ministack.endpoint) as proxy:
+        yield proxy
+
+
+def sqs_url(aws: AwsProxy, prefix: str, **options: object) -> str:
+    fixed = {"prefix": prefix, "wait": 1, "lease": 2, "cache": 0, **options}
+    return f"sqs://us-east-1?endpoint_url={aws.endpoint}&" + "&".join(f"{key}={value}" for key, value in fixed.items())
+
+
+async def test_what_sqs_has_otherwise_and_what_it_takes_away_is_found(aws: AwsProxy) -> None:
+    """Its redrive policy is below max_deliveries, and its visibility timeout below what early acks are given."""
+    prefix = f"{secrets.token_hex(4)}-"
+    bus = Bus(sqs_url(aws, prefix), service="orders", max_deliveries=50)
+    bus.handler("orders.create", time_limit=60)(nothing)
+    bus.handler("orders.early", queue="early", ack="early", time_limit=60)(nothing)
+    async with bus.worker():
+        pass
+    told = await found(bus, "redrive", "no_workers")
+    assert "after 40 starts, and busline only after 50" in told["redrive"].text
+    slower = Bus(sqs_url(aws, prefix), service="orders")
+    slower.handler("orders.create", time_limit=60)(nothing)
+    slower.handler("orders.early", queue="early", ack="early", time_limit=600)(nothing)
+    told = await found(slower, "queue_differs", "no_workers")
+    assert "120 s, and 1200 s are wanted" in told["queue_differs"].text
+    unrenewed = Bus(sqs_url(aws, prefix, renew=0), service="orders")
+    unrenewed.handler("orders.create", time_limit=60)(nothing)
+    told = await found(unrenewed, "time_limit_too_long", "no_workers")
+    assert "takes a message back 2 s after" in told["time_limit_too_long"].text
+
+
+async def test_rights_that_sqs_does_not_grant_are_found(aws: AwsProxy) -> None:
+    prefix = f"{secrets.token_hex(4)}-"
+    bus = Bus(sqs_url(aws, prefix), service="orders")
+    bus.handler("orders.create", time_limit=60)(nothing)
+    bus.subscriber("user.*", time_limit=60)(nothing)
+    async with bus.worker():
+        pass
+    await found(bus, "no_workers")
+    aws.fail("ListSubscriptionsByTopic", refuse("AccessDenied", 403), 1000)
+    made_by_others = Bus(sqs_url(aws, prefix, create="false"), service="orders")
+    made_by_others.handler("orders.create", time_limit=60)(nothing)
+    made_by_others.subscriber("user.*", time_limit=60)(nothing)
+    told = await findings(made_by_others)
+    assert "sns:ListSubscriptionsByTopic" in told["rights_missing"].text
+    assert told["rights_missing"].severity == "error"
+    aws.rules.clear()
+    aws.fail("GetQueueAttributes", refuse("AccessDenied", 403), 1000)
+    plain = Bus(sqs_url(aws, prefix, create="false"), service="orders")
+    plain.handler("orders.create", time_limit=60)(nothing)
+    told = await findings(plain)
+    assert "sqs:GetQueueAttributes" in told["rights_missing"].text
+    assert told["rights_missing"].severity == "warning", "a worker lives with it"
+
+
 def test_the_command_tells_people_and_programs_and_fails_for_errors_only(folder: Folder) -> None:
     run = folder.run("doctor", "app:bus")
     assert run.returncode == Exit.OK, run.stderr
@@ -274,6 +332,26 @@ def test_queues_are_set_up_and_torn_down_as_steps_of_their_own(folder: Folder) -
     worker.exit_code()
     assert states("teardown", "app:bus", "--yes") == dict.fromkeys(names, "deleted")
     assert json.loads(folder.run("queues", "--json").stdout) == []
+
+
+def test_the_rights_that_a_service_needs_on_aws_are_told_offline(folder: Folder) -> None:
+    made = "from busline import Bus\nbus = Bus(service='shop')\n"
+    folder.write("caller", made)
+    folder.write("shop", made + "@bus.handler('shop.sell')\nasync def sell(): ...\n")
+    refused = folder.run("describe", "shop:bus", "--iam")
+    assert (refused.returncode, "only sqs:// has an IAM policy" in refused.stderr) == (Exit.USAGE, True)
+    folder.url = "sqs://eu-west-1?prefix=shop-"
+
+    def actions(app: str) -> set[str]:
+        run = folder.run("describe", app, "--iam")
+        assert run.returncode == Exit.OK, run.stderr
+        policy = json.loads(run.stdout)
+        assert policy["Version"] == "2012-10-17"
+        assert "arn:aws:sqs:eu-west-1:*:shop-*" in [each["Resource"] for each in policy["Statement"]]
+        return {action for each in policy["Statement"] for action in each["Action"]}
+
+    assert {"sqs:SendMessage", "sqs:ChangeMessageVisibility", "sns:Subscribe"} <= actions("shop:bus")
+    assert "sqs:ChangeMessageVisibility" not in actions("caller:bus"), "it has no handlers, so it only calls and sends"
 
 
 def test_a_bus_is_described_offline(folder: Folder) -> None:

@@ -80,6 +80,8 @@ class _Examination:
         except ConfigurationError as error:
             yield finding("rights_missing", name, str(error))
             return
+        except QueueNotFound:  # the URL says that nothing may be made (SQS: create=), so there is nothing to send to
+            return
         finally:
             await _quietly(self._transport.detach(name, delete=True))
         if took is None:
@@ -140,8 +142,8 @@ class _Examination:
     async def _compare(self, queue: QueuePlan) -> AsyncIterator[Finding]:
         """What the broker has otherwise than is declared; nothing is changed by asking."""
         if isinstance(self._transport, Examinable):
-            for remark in await self._transport.examine(queue.spec, self._bus.settings.max_deliveries):
-                yield finding(remark.code, queue.spec.name, remark.text)
+            for remark in await self._transport.examine(queue.declared, self._bus.settings.max_deliveries):
+                yield finding(remark.code, queue.spec.name, remark.text, remark.severity)
         stats = self._stats.get(queue.spec.name)
         if stats is None:
             return

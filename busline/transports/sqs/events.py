@@ -160,6 +160,14 @@ class Events:
                 return None
             request["NextToken"] = answer["NextToken"]
 
+    async def probe(self, known: Known) -> None:
+        """Raises Denied if SNS may not be asked; a topic that is not made yet is none of the doctor's business."""
+        try:
+            await self._subscription(self._arn_beside(known.attributes["QueueArn"]), "")
+        except Refused as error:
+            if error.code != "NotFound":
+                raise
+
     async def unlisten(self, entry: Entry) -> None:
         """Unsubscribe a queue that listens no more, or that is deleted. What is left over harms nobody: SNS then sends
         to a queue that is not there, or the queue drops what does not match."""

@@ -6,6 +6,7 @@ import asyncio
 
 import aiohttp
 from botocore import exceptions as aws
+from botocore.parsers import ResponseParserError
 
 from busline.errors import (
     BuslineError,
@@ -16,8 +17,9 @@ from busline.errors import (
     QueueNotFound,
 )
 
-LIBRARY = (aws.BotoCoreError, aws.ClientError, aiohttp.ClientError, OSError)
-"""What its calls raise; a TimeoutError is an OSError."""
+LIBRARY = (aws.BotoCoreError, aws.ClientError, ResponseParserError, aiohttp.ClientError, OSError)
+"""What its calls raise; a TimeoutError is an OSError. The parser's is of an answer that is none, such as the page of a
+proxy in between."""
 
 THROTTLED = frozenset(
     {"Throttling", "ThrottledRequest", "RequestThrottled", "TooManyRequests", "RequestLimitExceeded", "Throttled"}
@@ -37,9 +39,10 @@ _NO_CREDENTIALS = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.Prof
 
 
 class Denied(ConfigurationError):
-    """A right is missing; `action` is what IAM calls it."""
+    """A right is missing; `action` is what IAM calls it, to which a batch is the same as one."""
 
     def __init__(self, action: str, text: str, where: str) -> None:
+        action = action.removesuffix("Batch")
         super().__init__(f"{where} does not permit {action}: {text}")
         self.action = action
 

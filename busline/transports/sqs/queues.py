@@ -37,6 +37,11 @@ class Known:
         value = self.attributes.get(name, "")
         return int(value) if value.isdigit() else default
 
+    @property
+    def redrive(self) -> int | None:
+        """Deliveries after which SQS moves a message to the dead letters; None: never, as far as is known."""
+        return _redrive_count(self.attributes.get("RedrivePolicy", ""))
+
 
 class Queues:
     """By our names."""
@@ -180,9 +185,16 @@ class Queues:
         except Denied:
             pass  # It is a backstop behind core's own dead letters, and works without.
 
-    async def _raise_visibility(self, spec: QueueSpec, known: Known) -> None:
+    def lacking_visibility(self, spec: QueueSpec, known: Known) -> int | None:
+        """The visibility timeout that the queue should have, seconds; None if what it has will do."""
         wanted = self._visibility(spec)
         if wanted <= self._settings.lease or known.number("VisibilityTimeout", wanted) >= wanted:
+            return None
+        return wanted
+
+    async def _raise_visibility(self, spec: QueueSpec, known: Known) -> None:
+        wanted = self.lacking_visibility(spec, known)
+        if wanted is None:
             return
         try:
             await self._clients.ask(
@@ -222,7 +234,7 @@ class Queues:
                 f"handlers of queue {spec.name!r} may run {limit}, and with renew=0 a message is handed out again "
                 f"after {lease} s: give them a time_limit below that, raise lease=, or say ack='early'"
             )
-        redrive = _redrive_count(known.attributes.get("RedrivePolicy", ""))
+        redrive = known.redrive
         if redrive is not None and redrive < min(work.attempts, REDRIVE):  # each attempt is a copy, counted anew
             raise ConfigurationError(
                 f"SQS moves messages of queue {spec.name!r} away after {redrive} deliveries, and its handlers want up "

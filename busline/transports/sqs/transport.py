@@ -8,10 +8,12 @@ from time import time
 
 from busline.errors import BuslineError, ConfigurationError, NoHandler, QueueNotFound, TransportClosed
 from busline.message import Destination, Health, Limits, Message, QueueSpec, QueueStats, ToQueue
+from busline.transports.base import Remark
 from busline.transports.sqs.clients import Clients
 from busline.transports.sqs.consuming import SqsConsumer, Terms
 from busline.transports.sqs.ephemera import Ephemera
 from busline.transports.sqs.events import Events, is_meant
+from busline.transports.sqs.examining import Examination
 from busline.transports.sqs.inbox import SqsInbox
 from busline.transports.sqs.inspection import Inspection
 from busline.transports.sqs.names import REPLIES, is_fifo
@@ -291,6 +293,20 @@ class SqsTransport:
     async def stats(self) -> Sequence[QueueStats]:
         self._opened()
         return await self._inspection.stats()
+
+    async def examine(self, queue: QueueSpec, max_deliveries: int) -> Sequence[Remark]:
+        self._opened()
+        known = await self._queues.look(queue.name)
+        settler = self._settler(known.url, queue.name)
+        examination = Examination(self._queues, self._register, self._events, settler, queue)
+        try:
+            if queue.passive:
+                await self._check_passive(queue)
+            return await examination.remarks(known, max_deliveries, fanout=self._fanout)
+        except ConfigurationError as error:
+            return [Remark("queue_refused", str(error))]
+        finally:
+            await settler.close(LEAVING)
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message]:
         self._opened()
