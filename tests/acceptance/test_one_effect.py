@@ -124,14 +124,17 @@ async def test_an_effect_in_the_same_postgresql_database_happens_exactly_once(
 
 
 @pytest.mark.timeout(3700 if THOROUGH else 150)
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "dynamodb"])
 async def test_an_effect_elsewhere_is_repeated_in_the_crash_window_only(
     kind: str, folder: Folder, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> None:
     """Between the effect and its record a killed worker leaves no trace, so at most what ran then comes again."""
     store = f"sqlite:///{folder.path}/bus.db"
+    own = f"effects-{uuid.uuid4().hex[:12]}"
     if kind == "redis":
-        store = f"{request.getfixturevalue('redis').url}?prefix=effects-{uuid.uuid4().hex[:12]}:"
+        store = f"{request.getfixturevalue('redis').url}?prefix={own}:"
+    elif kind == "dynamodb":
+        store = f"{request.getfixturevalue('dynamo').url}&timeout=20&table={own}"
     await _play(folder, store, BESIDE, record_property)
     effects = Counter(folder.notes)
     beyond = effects.total() - MESSAGES
