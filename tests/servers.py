@@ -300,7 +300,7 @@ def need_promtool() -> str:
 
 
 def _need(path: str, package: str) -> str:
-    if not os.path.exists(path) and not (_install(package) and os.path.exists(path)):
+    if not os.path.exists(path) and not (install(package) and os.path.exists(path)):
         reason = f"{package} is missing and could not be installed"
         if os.environ.get("CI"):
             pytest.fail(reason)
@@ -308,13 +308,15 @@ def _need(path: str, package: str) -> str:
     return path
 
 
-def _install(package: str) -> bool:
+def install(package: str) -> bool:
+    """By Debian's packages, where that may be done; one at a time, as their manager lets nobody wait."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
-        if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
-            return False
+    with locked(Path(tempfile.gettempdir()) / "busline-tests-install.lock"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
+            if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
+                return False
     return True
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_ports, locked
+from tests.servers import free_ports, install, locked
 
 START_TIMEOUT = 60.0
 PASSWORD = "s3cret-w0rd"
@@ -296,22 +296,11 @@ def _new_folder(kind: str) -> Path:
 
 
 def _need(kind: type[Server]) -> None:
-    if kind.program() is None and not _install(kind):
+    if kind.program() is None and not (kind.package and install(kind.package) and kind.program() is not None):
         reason = f"{kind.name} is missing and could not be installed"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-
-
-def _install(kind: type[Server]) -> bool:
-    if not kind.package or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return False
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    install = ["apt-get", "install", "-y", "--no-install-recommends", kind.package]
-    for command in (["apt-get", "update"], install):
-        if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
-            return False
-    return kind.program() is not None
 
 
 if __name__ == "__main__":

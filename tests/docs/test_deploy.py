@@ -19,6 +19,7 @@ from busline.cli.app import app
 from busline.cli.exits import Exit
 from busline.cli.leaving import patience
 from busline.cli.supervisor import FATAL, KILL_MARGIN
+from tests.servers import install
 
 from .session import ROOT
 
@@ -106,10 +107,8 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 def _systemd_analyze() -> str:
-    if shutil.which("systemd-analyze") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "systemd"]):
-            subprocess.run(command, env=environment, capture_output=True, check=False)
+    if shutil.which("systemd-analyze") is None:
+        install("systemd")
     found = shutil.which("systemd-analyze")
     if found is None:
         reason = "systemd-analyze is missing and could not be installed"
