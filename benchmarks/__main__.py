@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flat, plots
+from benchmarks import flat
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
 from benchmarks.peers import run as peers
 from benchmarks.stores import claims, stores
@@ -135,6 +136,16 @@ def flatness(scale: float) -> dict[str, float]:
     return ratios
 
 
+def draw(figures: dict[str, object], folder: Path) -> None:
+    """The plots, where the library for them is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: pip install -e '.[bench]'", file=sys.stderr)
+        return
+    from benchmarks import plots
+
+    plots.draw(figures, folder)
+
+
 def main() -> None:
     """Parse, run in turn, print, and keep figures and plots in a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -154,7 +165,7 @@ def main() -> None:
         figures["peers"] = show_peers([peers.sitting(scale, options.only) for _ in range(runs)])
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "figures.json").write_text(json.dumps(figures, indent=2))
-    plots.draw(figures, options.results)
+    draw(figures, options.results)
     print(f"figures and plots: {options.results}; how they were taken, and their bias: benchmarks/README.md")
 
 
