@@ -14,6 +14,8 @@ import pytest
 from busline import Bus, Retry
 from busline.errors import ConfigurationError, NoHandler, QueueNotFound
 from busline.message import Message, QueueSpec, ToQueue, ToTopic
+from busline.testing.checks_bus_control import check_a_worker_whose_slots_are_taken_tells_what_it_works_on, holding
+from busline.testing.harnesses import SqsHarness
 from busline.testing.scenes import eventually
 from busline.testing.steps import take
 from busline.transports.sqs import SqsTransport, from_url, wire
@@ -174,6 +176,21 @@ async def test_sns_that_is_not_allowed_refuses_subscribers_and_nobody_else(place
     async with place.client(events=0) as transport:
         assert await transport.publish("user.made", Message("user.made", b"1")) is False
         assert not (await transport.attach(QueueSpec("jobs"))).fanout
+
+
+async def test_workers_are_asked_and_directed_where_sns_is_permitted(ministack: Ministack) -> None:
+    """The checks accept a refusal; here is none."""
+    h = SqsHarness(ministack.endpoint)
+    async with holding(h) as scene, scene.bus().worker(name=scene.name):
+        (alone,) = await scene.there(1)
+        assert (alone.state, alone.service) == ("serving", scene.service)
+    await check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h)
+
+
+async def test_workers_cannot_be_asked_where_sns_is_not_permitted(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match="on SQS that takes SNS topics"):
+        async with Bus(place.url(events=0)).control():
+            raise AssertionError("it began")
 
 
 async def test_a_moved_topic_is_found_by_those_who_believed_the_old_owner(place: Place) -> None:

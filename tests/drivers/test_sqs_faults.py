@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 
 from busline import Bus
-from busline.errors import ConfigurationError, LeaseLost, OutcomeUnknown, TransportError
+from busline.errors import ConfigurationError, ConnectionLost, LeaseLost, OutcomeUnknown, TransportError
 from busline.message import Delivery, Message, QueueSpec, ToQueue
 from busline.testing.scenes import eventually
 from busline.transports.sqs import SqsTransport, from_url
@@ -212,6 +213,49 @@ async def test_a_missing_right_is_lived_with_where_it_can_be_and_throttling_is_n
         await owner.send(ToQueue("plain"), Message("b.topic", b"1"))
         assert [m.body for m in await owner.peek("plain", 1)] == [b"1"]
         assert "ListQueueTags" in owner.health().detail or "TagQueue" in owner.health().detail
+
+
+async def test_sns_that_denies_refuses_who_listens_tells_who_publishes_and_leaves_calls_alone(proxy: AwsProxy) -> None:
+    address = url(proxy.endpoint)
+    listening = Bus(address, service="listening")
+
+    @listening.subscriber("user.*")
+    async def on_user(name: str) -> None: ...
+
+    async with listening.worker():
+        pass  # allowed once, so that there is somebody to publish to
+    for action in ("CreateTopic", "PublishBatch"):
+        proxy.fail(action, refuse("AccessDenied", 403), 1000)
+    other = Bus(address, service="other")
+    other.subscriber("user.*")(on_user)
+    with pytest.raises(ConfigurationError, match=r"cannot listen to events.*sns:CreateTopic is not permitted"):
+        async with other.worker():
+            raise AssertionError("it started")
+    async with client(address) as transport:
+        with pytest.raises(ConfigurationError, match="does not permit sns:Publish:"):
+            await transport.publish("user.made", Message("user.made", b"1"))
+    calling = Bus(address, service="calling")
+
+    @calling.handler("calling.double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async with calling.worker(), Bus(address) as caller:
+        assert await caller.call("calling.double", 4, timeout=LONG) == 8
+
+
+async def test_the_page_of_a_proxy_instead_of_an_answer_is_one_of_our_errors(proxy: AwsProxy) -> None:
+    async def page(*_: object) -> web.StreamResponse:
+        return web.Response(status=502, text="Bad <gateway", content_type="text/html")
+
+    async with client(url(proxy.endpoint)) as transport:
+        await transport.attach(QueueSpec("events", "svc", patterns=frozenset({"user.*"})))
+        proxy.fail("PublishBatch", page)
+        with pytest.raises(OutcomeUnknown):
+            await transport.publish("user.made", Message("user.made", b"1"))
+        proxy.fail("GetQueueUrl", page)
+        with pytest.raises(ConnectionLost):
+            await transport.attach(QueueSpec("others"))
 
 
 async def test_expired_credentials_are_no_missing_right(proxy: AwsProxy) -> None:

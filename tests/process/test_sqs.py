@@ -1,0 +1,86 @@
+"""`busline queues`, `purge` and `dlq` against SQS, which lets nobody look without taking."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from busline.cli.exits import Exit
+from process.commands import Folder, until
+from tests.ministack import Ministack
+
+DEBTS = """
+import os
+from pathlib import Path
+from busline import Bus, Context, Retry
+
+HERE = Path(__file__).parent
+bus = Bus(service="shop", retry=Retry(max_retries=0))
+
+@bus.handler("orders.bill")
+async def bill(order: dict, ctx: Context):
+    if not (HERE / "repaired").exists():
+        raise ConnectionError(f"no printer for {order['customer']}")
+    with open(HERE / "notes", "a") as notes:
+        notes.write(f"{order['customer']} {ctx.attempt} {ctx.id}\\n")
+"""
+
+
+@pytest.fixture
+def shop(ministack: Ministack, tmp_path: Path) -> Iterator[Folder]:
+    """Two letters in shop.dead, of a worker that has left."""
+    options = f"prefix={uuid.uuid4().hex[:8]}-&wait=1&lease=2&cache=0"
+    folder = Folder(tmp_path, f"sqs://us-east-1?endpoint_url={ministack.endpoint}&{options}")
+    folder.write("shop", DEBTS)
+    yield folder
+    folder.end()
+
+
+def waiting(folder: Folder) -> dict[str, int]:
+    """Messages that wait, by queue, as `busline queues` tells."""
+    run = folder.run("queues", "--json")
+    assert run.returncode == Exit.OK, run.stderr
+    return {each["queue"]: each["ready"] for each in json.loads(run.stdout)}
+
+
+def letters(folder: Folder, *command: str) -> list[dict[str, Any]]:
+    run = folder.run("dlq", *command, "--json")
+    assert run.returncode == Exit.OK, run.stderr
+    return sorted(json.loads(run.stdout), key=lambda letter: str(letter.get("message")))
+
+
+@pytest.mark.timeout(180)
+def test_queues_are_looked_after_at_sqs_as_anywhere_else(shop: Folder) -> None:
+    worker = shop.worker("shop:bus", "--processes", "0")
+    worker.until_ready()
+    for customer in ("Ada", "Ben"):
+        shop.send(("orders.bill", {"customer": customer}))
+    worker.until_logged("dead_lettered", 2)
+    assert len(letters(shop, "list", "shop")) == 2
+    ada, ben = letters(shop, "show", "shop")
+    assert [each["message"] for each in (ada, ben)] == ["no printer for Ada", "no printer for Ben"]
+    assert {(each["topic"], each["reason"], each["type"]) for each in (ada, ben)} == {
+        ("orders.bill", "failed", "ConnectionError")
+    }
+    shown = shop.run("dlq", "show", "shop", "--id", ada["id"])
+    assert shown.returncode == Exit.OK, shown.stderr
+    assert '"customer": "Ada"' in shown.stdout
+    assert "Ben" not in shown.stdout
+    (shop.path / "repaired").touch()
+    replayed = shop.run("dlq", "replay", "shop", "--id", ada["id"])
+    assert (replayed.returncode, replayed.stdout) == (Exit.OK, "replayed 1 dead letter of shop.dead\n"), replayed.stderr
+    assert shop.until_notes(1, 60) == [f"Ada 1 {ada['id']}"]
+    assert [each["id"] for each in letters(shop, "list", "shop")] == [ben["id"]], "the other one is still there"
+    worker.tell()
+    assert worker.exit_code(60) == Exit.OK
+    shop.send(("orders.bill", {"customer": "Cem"}), ("orders.bill", {"customer": "Dee"}))
+    until(lambda: waiting(shop) == {"shop": 2, "shop.dead": 1}, "they wait")
+    run = shop.run("purge", "shop", "--yes")
+    assert (run.returncode, "2 messages" in run.stdout) == (Exit.OK, True), run.stdout + run.stderr
+    assert waiting(shop) == {"shop": 0, "shop.dead": 1}
+    assert shop.run("purge", "absent", "--yes").returncode == Exit.NO_HANDLER
