@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -175,3 +176,94 @@ async def test_an_early_acked_job_whose_worker_died_is_failed_and_the_user_may_s
     replayed = await asyncio.to_thread(sqs.run, "dlq", "replay", "long.early")
     assert replayed.returncode == 0, replayed.stderr
     await asyncio.to_thread(until, lambda: "j1 done" in sqs.notes, "it is done", 60)
+
+
+CLAIMED_APP = """
+import asyncio, os
+from pathlib import Path
+from busline import Bus, Context, Idempotency
+
+bus = Bus(service="claimed", store="sqlite:///store.db")
+HERE = Path(__file__).parent
+LEDGER = os.open(HERE / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@bus.handler("claimed.work", idempotency=Idempotency(key="job_id", lease=LEASE))
+async def work(job_id: str, page: int, ctx: Context) -> None:
+    os.write(LEDGER, f"begun {os.getpid()}\\n".encode())
+    while not (HERE / "gate").exists():
+        await asyncio.sleep(0.05)
+    async with ctx.transaction() as connection:
+        connection.execute("INSERT INTO effects VALUES (?)", (job_id,))
+    os.write(LEDGER, f"done {os.getpid()}\\n".encode())
+"""
+
+
+def two_workers(folder: Folder, lease: float = 2) -> dict[int, Running]:
+    """Of the app that claims its jobs, each a process of its own, by process id."""
+    with sqlite3.connect(folder.path / "store.db") as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE effects (job_id TEXT)")
+    connection.close()
+    folder.write("app", CLAIMED_APP.replace("LEASE", str(lease)))
+    workers = [folder.worker("app:bus", "--processes", "0", "--concurrency", "1") for _ in range(2)]
+    return {worker.until_ready()[0]: worker for worker in workers}
+
+
+def begun(folder: Folder) -> list[int]:
+    """The processes in which the job was begun, in that order."""
+    return [int(note.split()[1]) for note in folder.notes if note.startswith("begun")]
+
+
+def until_empty(folder: Folder) -> None:
+    """Nothing waits in the queue of the app and nothing is worked on."""
+
+    def is_empty() -> bool:
+        told = json.loads(folder.run("queues", "claimed", "--json").stdout)
+        return [(each["ready"], each["leased"]) for each in told] == [(0, 0)]
+
+    until(is_empty, "the queue is empty", 60)
+
+
+@pytest.mark.timeout(180)
+def test_a_second_copy_of_a_job_at_work_is_told_at_info_as_already_claimed_and_does_not_run(sqs: Folder) -> None:
+    """What SQS delivers twice, or a user sends twice, is no error and no second run."""
+    sqs.url = sqs.url.replace("lease=2", "lease=20")  # which a busy machine can keep
+    workers = two_workers(sqs, lease=20)
+    sqs.send(("claimed.work", {"job_id": "j1", "page": 1}))
+    until(lambda: len(begun(sqs)) == 1, "it has begun", 60)
+    (first,) = begun(sqs)
+    (other,) = [worker for pid, worker in workers.items() if pid != first]
+    sqs.send(("claimed.work", {"job_id": "j1", "page": 1}))
+    other.until_logged("already_claimed")
+    (line,) = [line for line in other.err.read_text().splitlines() if " already_claimed: " in line][:1]
+    assert " INFO " in line
+    assert "already claimed by another worker, key claimed/claimed.work/j1" in line
+    sqs.open_gate()
+    sqs.until_noted(f"done {first}")
+    until_empty(sqs)
+    assert begun(sqs) == [first]
+    assert effects(sqs.path / "store.db") == 1
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_that_was_stopped_beyond_the_visibility_timeout_has_no_second_effect(sqs: Folder) -> None:
+    """Its message runs elsewhere meanwhile; when it goes on, what it still wanted to do is refused by the store."""
+    workers = two_workers(sqs)
+    sqs.send(("claimed.work", {"job_id": "j1", "page": 1}))
+    until(lambda: len(begun(sqs)) == 1, "it has begun", 60)
+    (first,) = begun(sqs)
+    os.kill(first, signal.SIGSTOP)
+    try:
+        until(lambda: len(begun(sqs)) == 2, "it has begun elsewhere", 60)
+        second = begun(sqs)[1]
+        assert second != first
+        sqs.open_gate()
+        sqs.until_noted(f"done {second}")
+        assert effects(sqs.path / "store.db") == 1
+    finally:
+        os.kill(first, signal.SIGCONT)
+    stopped = workers[first]
+    until(lambda: stopped.logged("lease_lost") + stopped.logged("claim_lost") > 0, "the first one learns of it", 60)
+    until_empty(sqs)
+    assert f"done {first}" not in sqs.notes
+    assert effects(sqs.path / "store.db") == 1
