@@ -142,7 +142,8 @@ def test_the_policy_grants_what_the_url_asks_for_and_no_more() -> None:
 
     everything = actions("sqs://eu-west-1?prefix=shop-")
     assert {"sqs:CreateQueue", "sqs:ChangeMessageVisibility", "sns:Subscribe", "sns:Publish"} <= everything
-    assert "sqs:SetQueueAttributes" not in actions("sqs://eu-west-1?create=ephemeral")
+    assert "sqs:SetQueueAttributes" not in actions("sqs://eu-west-1?create=ephemeral&events=0")
+    assert "sqs:SetQueueAttributes" in actions("sqs://eu-west-1?create=false"), "a queue that listens has to let SNS in"
     assert "sqs:CreateQueue" not in actions("sqs://eu-west-1?create=false")
     assert not {a for a in actions("sqs://eu-west-1?events=0") if a.startswith("sns:")}
     assert "sns:Subscribe" not in actions("sqs://eu-west-1", worker=False)

@@ -289,6 +289,7 @@ async def test_rights_that_sqs_does_not_grant_are_found(aws: AwsProxy) -> None:
     told = await findings(plain)
     assert "sqs:GetQueueAttributes" in told["rights_missing"].text
     assert told["rights_missing"].severity == "warning", "a worker lives with it"
+    assert "check_failed" not in told, "nothing may be made there, so no message to itself is sent"
 
 
 def test_the_command_tells_people_and_programs_and_fails_for_errors_only(folder: Folder) -> None:

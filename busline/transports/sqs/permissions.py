@@ -24,6 +24,8 @@ LISTENER = (
     *("sns:Unsubscribe",),
 )
 """For subscribers."""
+LISTENED = ("sqs:SetQueueAttributes",)
+"""On the queues of subscribers, whose policy has to let SNS send to them."""
 PUBLISHER = ("sns:Publish",)
 """To publish to subscribers."""
 
@@ -36,6 +38,8 @@ def iam_policy(url: str, *, worker: bool = True) -> Mapping[str, Any]:
     settings = parse(url)
     sqs: list[str] = [*CALLER, *(WORKER if worker else ()), *(MAKER if worker and settings.create == "all" else ())]
     sns: list[str] = [*PUBLISHER, *(LISTENER if worker else ())] if settings.events else []
+    if worker and settings.events:
+        sqs += LISTENED
     if not settings.renew:
         sqs.remove("sqs:ChangeMessageVisibility")
     queues = f"arn:aws:sqs:{settings.region}:*:{settings.prefix}*"
