@@ -187,7 +187,8 @@ class _Examination:
         try:
             async with Control(self._transport, self._bus.clock) as control:
                 answers = [each for each in await control.ping(timeout=1.0) if each.service == self._bus.service]
-        except ConfigurationError:  # a transport that cannot ask them; that is no illness
+        except (ConfigurationError, QueueNotFound):
+            # A transport that cannot ask them, or where no queue may be made for the answers; that is no illness.
             return
         if not answers:
             yield finding("no_workers", self._bus.service or "workers", "no worker of the service answered within 1 s")
