@@ -139,7 +139,7 @@ class Rabbit:
     def ctl(self, *arguments: str) -> str:
         """`rabbitmqctl`, which takes about two seconds."""
         done = subprocess.run(
-            [CTL, "-q", *arguments], env=self._environment, capture_output=True, text=True, timeout=60, check=False
+            [CTL, "-q", *arguments], env=self._environment, capture_output=True, text=True, timeout=110, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

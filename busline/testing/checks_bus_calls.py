@@ -60,7 +60,8 @@ async def check_many_calls_in_flight_each_get_their_own_answer(h: Harness) -> No
     async with bus.worker(concurrency=20), caller(h) as other:
         answers = await asyncio.gather(*(other.call(f"{service}.double", n) for n in range(500)))
         assert answers == [2 * n for n in range(500)]
-        assert other.stats.late_replies == 0
+        if not h.name.startswith("sqs"):  # whose queues, that of the replies too, may give a message twice
+            assert other.stats.late_replies == 0
 
 
 async def check_a_call_to_nobody_fails_at_once(h: Harness) -> None:

@@ -154,7 +154,7 @@ async def load(url: str, callers: int = 8) -> AsyncIterator[Ledger]:
     assert ledger.wrong == []
     assert ledger.late == []
     assert ledger.interrupted == 0
-    assert set(ledger.asked_again) <= {"answered", "CallTimeout"}
+    assert set(ledger.asked_again) <= {"answered", "CallTimeout", "ReplyLost", "ConnectionLost", "OutcomeUnknown"}
     print(
         dict(ledger.outcomes),
         dict(ledger.asked_again),
