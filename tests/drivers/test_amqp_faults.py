@@ -42,7 +42,9 @@ def nothing_of_others_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[No
     yield
     heard = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
     others = [one for one in heard if one.levelno >= logging.WARNING and not one.name.startswith("busline")]
-    assert [f"{one.name}: {one.getMessage()}" for one in others] == []
+    said = [f"{one.name}: {one.getMessage()}" for one in others]
+    # asyncio's own remark when more than a few frames are written before it has told of the loss.
+    assert [each for each in said if each != "asyncio: socket.send() raised exception."] == []
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +205,8 @@ async def test_all_connections_are_closed_by_an_operator(node: Rabbit) -> None:
         await ledger.recovery(time.monotonic(), 20)
         await asyncio.to_thread(node.ctl, "close_all_connections", "test")
         print("recovery", round(await ledger.recovery(time.monotonic(), RECOVERY), 2))
-    assert ledger.outcomes["ReplyLost"] > 0
+    # Where each of the calls was, lost on its way there or on its way back, is chance.
+    assert sum(ledger.outcomes[error] for error in ("ReplyLost", "OutcomeUnknown", "ConnectionLost")) > 0
 
 
 async def test_a_queue_deleted_under_its_consumer_comes_back(node: Rabbit) -> None:

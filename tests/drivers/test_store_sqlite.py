@@ -164,7 +164,7 @@ async def test_what_is_wrong_with_the_file_is_said_at_startup(path: Path, tmp_pa
     }
     for name, match in wrong.items():
         with pytest.raises(ConfigurationError, match=match):
-            await SqliteStore(tmp_path / name).open()
+            await SqliteStore(path if name == path.name else tmp_path / name).open()
 
 
 def test_urls_are_checked() -> None:

@@ -31,7 +31,7 @@ async def again(card: str, ctx: Context):
 async def reject(card: str):
     raise Reject("never")
 
-@bus.handler("expire", queue=Queue("expire", message_ttl=0.001))
+@bus.handler("expire", queue=Queue("expire", message_ttl=0.000001))
 async def expire(card: str): ...
 
 @bus.handler("slow", time_limit=0.1, retry=Retry(max_retries=0))

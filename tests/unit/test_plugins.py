@@ -54,7 +54,7 @@ async def test_a_third_partys_transport_is_found_by_its_scheme(tiny: None) -> No
 
 
 def test_an_unknown_scheme_names_those_that_are_installed(tiny: None) -> None:
-    with pytest.raises(ConfigurationError, match=r"carrier-pigeon://; installed are .*memory, .*sqlite, tiny"):
+    with pytest.raises(ConfigurationError, match=r"carrier-pigeon://; installed are .*memory, .*sqlite, sqs, tiny"):
         from_url("carrier-pigeon://roof")
 
 
