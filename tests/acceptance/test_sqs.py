@@ -81,9 +81,11 @@ async def test_jobs_survive_killed_workers_and_each_takes_effect_once(sqs: Folde
     worker = sqs.worker("app:bus", "--processes", str(PROCESSES))
     await asyncio.to_thread(until, lambda: len(worker.pids) >= PROCESSES, "the processes are ready", PATIENCE)
     wanted = {f"job-{number}" for number in range(JOBS)}
+    # From the beginning: sending takes as long as the work, and a worker without any loses nothing by its death.
+    killing = asyncio.create_task(asyncio.to_thread(kill_some, worker, database, random.Random(7)))
     async with Bus(sqs.url) as bus:
         await asyncio.gather(*(bus.send("jobs.extract", {"job_id": job_id, "page": 1}) for job_id in sorted(wanted)))
-    killed = await asyncio.to_thread(kill_some, worker, database, random.Random(7))
+    killed = await killing
     await asyncio.to_thread(until, lambda: effects(database) >= JOBS, f"{JOBS} effects", PATIENCE)
     with sqlite3.connect(database) as connection:
         found = Counter(row[0] for row in connection.execute("SELECT job_id FROM effects"))
