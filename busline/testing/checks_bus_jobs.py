@@ -231,7 +231,7 @@ async def check_delay_and_ttl_of_a_job(h: Harness) -> None:
         pass
     async with caller(h) as other:
         await other.send(f"{service}.work", "expired", ttl=0.05)
-        await other.send(f"{service}.work", "delayed", delay=0.4)
+        await other.send(f"{service}.work", "delayed", delay=2.5)
         await other.send(f"{service}.work", "normal")
         await asyncio.sleep(0.1)
         async with bus.worker(concurrency=1):

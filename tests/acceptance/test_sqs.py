@@ -261,7 +261,7 @@ def test_a_worker_that_was_stopped_beyond_the_visibility_timeout_has_no_second_e
         assert second != first
         sqs.open_gate()
         sqs.until_noted(f"done {second}")
-        assert effects(sqs.path / "store.db") == 1
+        until(lambda: effects(sqs.path / "store.db") == 1, "its effect is committed", 60)
     finally:
         os.kill(first, signal.SIGCONT)
     stopped = workers[first]

@@ -39,7 +39,7 @@ class UrlHarness:
 def _sqlite(request: pytest.FixtureRequest) -> StoreHarness:
     folder = request.getfixturevalue("tmp_path")
     assert isinstance(folder, Path)
-    return UrlHarness("sqlite", f"sqlite:///{folder / 'store.db'}")
+    return UrlHarness("sqlite", f"sqlite:///{folder / 'store.db'}?timeout=20")
 
 
 class MemoryHarness:

@@ -6,7 +6,9 @@ import asyncpg
 
 from busline.errors import ConfigurationError, StoreError, StoreUnavailable
 
-LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, OSError)
+CONFUSED = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What asyncpg raises for a connection that has ended; the second where the end is read while it begins a query."""
+LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, *CONFUSED)
 """The connection has ended, or had ended before it was used."""
 FAULTS = (asyncpg.PostgresError, *LOST, TimeoutError)
 """Everything that comes from the database or from the way to it."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from busline.errors import StoreUnavailable
-from busline.stores.postgres.faults import FAULTS, LOST, unavailable
+from busline.stores.postgres.faults import CONFUSED, FAULTS, LOST, unavailable
 from busline.stores.postgres.url import Settings
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Link:
         except BaseException as error:
             if isinstance(error, LOST):
                 await pool.expire_connections()  # its brothers have ended with it
-            if isinstance(error, asyncio.CancelledError | OSError | asyncpg.InterfaceError):
+            if isinstance(error, (asyncio.CancelledError, *CONFUSED)):
                 drop(connection)  # what it is doing, or waits for, is no longer known
             raise
         finally:
