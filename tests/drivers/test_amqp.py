@@ -655,3 +655,14 @@ async def test_a_delayed_job_and_a_short_one_behind_a_long_one(rabbit: Rabbit) -
         assert all(each.deliveries == 1 and not each.message.headers for each in got)
     finally:
         await transport.aclose()
+
+
+async def test_services_of_either_kind_share_the_queues_that_are_ours(rabbit: Rabbit) -> None:
+    """The record of pauses is one queue for all; its kind must not follow who happens to make it first."""
+    for kind in ("quorum", "classic", "quorum"):
+        transport = from_url(f"{rabbit.url}?kind={kind}")
+        await transport.open()
+        try:
+            await transport.attach(QueueSpec("busline.shared-by-all", "busline"))
+        finally:
+            await transport.aclose()

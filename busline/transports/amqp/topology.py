@@ -76,6 +76,8 @@ def kind_of(spec: QueueSpec, default: Kind) -> Kind:
     """Classic where priorities are asked for, because quorum queues of RabbitMQ 3 have none."""
     if spec.kind is not None:
         return spec.kind
+    if spec.name.startswith("busline.") and not spec.ephemeral:
+        return "quorum"  # ours, and of all services of the broker, whatever each of them has for a default
     return "classic" if spec.max_priority or spec.ephemeral else default
 
 
