@@ -2,7 +2,8 @@
 
 Between the parent and each child is a stream, the lifeline: when the parent dies, in whatever way, it ends and the
 child leaves; on it the child tells that it is ready, or that it retires. Children are in sessions of their own, so
-that a terminal's Ctrl-C reaches the parent only and each child is told once.
+that a terminal's Ctrl-C reaches the parent only and each child is told once. The parent may have such a stream itself,
+to whoever started it.
 
 The first child starts alone and shows what is served, or what is wrong; the others follow when it is ready. Until then
 a child that ends by itself ends the command with its own exit code: what has never worked is not repeated.
@@ -115,7 +116,8 @@ class Supervisor:
 
     `lifeline` is a descriptor; `first` says that no child has been ready before. `patience` is how many seconds a
     child has to leave when told to. `board` is told what the children tell. With `changes` all
-    children are replaced when files have changed, and one that cannot begin waits for that. Run once.
+    children are replaced when files have changed, and one that cannot begin waits for that. The end of the stream
+    `leader`, a descriptor, is like a SIGTERM. Run once.
     """
 
     def __init__(
@@ -126,12 +128,14 @@ class Supervisor:
         patience: float,
         board: Board | None = None,
         changes: Changes | None = None,
+        leader: int | None = None,
     ) -> None:
         self._command = command
         self._processes = processes
         self._patience = patience
         self._board = board
         self._changes = changes
+        self._leader = leader
         self._changed = asyncio.Event()
         """Set, and made anew, when the app's files have changed."""
         self._children: set[Child] = set()
@@ -147,6 +151,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             signal.signal(number, lambda number, frame: _call_in(loop, self._on_signal))
+        if self._leader is not None:
+            loop.add_reader(self._leader, self._on_leader, self._leader)
         async with asyncio.TaskGroup() as group:
             for place in range(self._processes):
                 group.create_task(self._keep(place), name=f"busline place {place}")
@@ -241,6 +247,11 @@ class Supervisor:
         _warn(dead.pid, dead.code, f"another one starts in {seconds:.1f} s")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+    def _on_leader(self, stream: int) -> None:
+        if not os.read(stream, 1):
+            asyncio.get_running_loop().remove_reader(stream)
+            self._on_signal()
 
     def _on_signal(self) -> None:
         self._signals += 1

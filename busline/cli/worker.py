@@ -196,6 +196,7 @@ def worker(
     otel: Otel = False,
     reload: Reload = False,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
+    leader: Annotated[int | None, typer.Option(hidden=True)] = None,
     announce: Annotated[bool, typer.Option(hidden=True)] = False,
     reports: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -218,10 +219,10 @@ def worker(
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
     board = Board(processes)
     probes = None if health_port is None else Probes(board, health_host, health_port, supervised=processes > 0)
-    raise typer.Exit(_lead(options, board, probes, reload=reload))
+    raise typer.Exit(_lead(options, board, probes, leader, reload=reload))
 
 
-def _lead(options: Options, board: Board, probes: Probes | None, *, reload: bool) -> int:
+def _lead(options: Options, board: Board, probes: Probes | None, leader: int | None, *, reload: bool) -> int:
     """Be the parent of the processes, or, without any, serve in this one."""
     if reload and options.processes == 0:
         raise Failure(Exit.USAGE, "--reload replaces processes: use --processes 1 or more")
@@ -235,6 +236,7 @@ def _lead(options: Options, board: Board, probes: Probes | None, *, reload: bool
         patience=patience(options.drain_timeout),
         board=board,
         changes=python_files() if reload else None,
+        leader=leader,
     )
     return asyncio.run(_supervise(supervisor, probes))
 

@@ -69,16 +69,29 @@ async def workers(url: str, service: str, folder: Path) -> AsyncIterator[Workers
     """Four of them, for as long as the block lasts. What they log goes into a file in `folder`."""
     environment = os.environ | {URL_VARIABLE: url, SERVICE_VARIABLE: service, FOLDER_VARIABLE: str(folder)}
     log = folder / "workers.log"
-    command = [sys.executable, "-m", "busline", "worker", "busline.demo.app:bus", "--processes", str(PROCESSES)]
-    with log.open("wb") as output:
-        # A session of their own: Ctrl-C in the terminal ends the demo, and the demo ends them.
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdout=output, stderr=STDOUT, start_new_session=True
-        )
+    theirs, ours = os.pipe()  # ends with this process, and then so do they
     try:
-        yield Workers(process, log)
+        process = await _start(environment, theirs, log)
+        try:
+            yield Workers(process, log)
+        finally:
+            await _end(process)
     finally:
-        await _end(process)
+        os.close(theirs)
+        os.close(ours)
+
+
+async def _start(environment: dict[str, str], leader: int, log: Path) -> Process:
+    options = ["--processes", str(PROCESSES), "--leader", str(leader)]
+    with log.open("wb") as output:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "busline", "worker", "busline.demo.app:bus", *options),
+            env=environment,
+            pass_fds=(leader,),
+            stdout=output,
+            stderr=STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal ends the demo, and the demo ends them
+        )
 
 
 async def _end(process: Process) -> None:

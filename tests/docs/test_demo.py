@@ -1,7 +1,10 @@
 """`busline demo`, as a newcomer meets it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from rich.console import Console
 from busline.demo.ledger import Count, Ledger
 from busline.demo.scenario import CALLS, read_airports
 from busline.demo.screen import Line, Screen
+from busline.demo.workers import PROCESSES
+from process.commands import lives, until
 
 
 def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +32,38 @@ def test_the_demo_loses_nothing_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert "dead letter in demo.dead: failed after 3 attempts, ValueError" in result.stdout
     assert "\x1b" not in result.stdout, "plain lines where nobody watches"
     assert list(tmp_path.iterdir()) == []
+
+
+def below(pid: int) -> set[int]:
+    """The processes that this one has started, and those that they have."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def test_a_demo_that_is_killed_takes_its_workers_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "busline", "demo"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody else would tidy up
+    started: set[int] = set()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as run:
+
+        def all_run() -> bool:
+            time.sleep(0.2)  # between two looks at all processes
+            started.update(below(run.pid))
+            return len(started) > PROCESSES
+
+        try:
+            until(all_run, "a parent and its workers run")
+        finally:
+            run.kill()
+    try:
+        until(lambda: not any(map(lives, started)), "none of them is left", timeout=10)
+    finally:
+        for pid in filter(lives, started):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_demo_says_why_it_cannot_be_played(tmp_path: Path) -> None:
