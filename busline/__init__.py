@@ -39,6 +39,7 @@ from busline.idempotency import Idempotency
 from busline.jobs import Job, JobInfo, Progress
 from busline.message import Binding
 from busline.options import Breaker, Check, Queue
+from busline.remote import remote
 from busline.retry import Retry
 from busline.router import Router
 from busline.sync import SyncBus
@@ -94,4 +95,5 @@ __all__ = [
     "Unavailable",
     "Undeliverable",
     "Worker",
+    "remote",
 ]

@@ -48,6 +48,10 @@ class References:
             reference = self._found[function] = self._look_up(function)
         return reference
 
+    def knows(self, function: object) -> bool:
+        """Does it handle a topic?"""
+        return any(each.function is function and not each.subscriber for each in self._declarations)
+
     def _look_up(self, function: Callable[..., Any]) -> Reference:
         topics = [each.topic for each in self._declarations if each.function == function and not each.subscriber]
         name = getattr(function, "__qualname__", None) or repr(function)

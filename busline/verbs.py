@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from types import ModuleType
 from typing import Any, TypeVar, Unpack, overload
 
 from busline.calls import Calls
-from busline.clients import client_of
+from busline.clients import Client, client_of
 from busline.clock import Clock
 from busline.codec import encode
 from busline.context import CURRENT
@@ -306,16 +307,26 @@ class Verbs(Router):
         self._open_session.events.emit("event.sent", topic, envelope)
         return self._observed("event", Departure(message, None, self._job_of(envelope, topic)), envelope)
 
-    def client(self, service: Callable[..., S], *, prefix: str | None = None, **options: Unpack[CallOptions]) -> S:
+    @overload
+    def client(self, service: Router | ModuleType, **options: Unpack[CallOptions]) -> Client: ...
+    @overload
+    def client(self, service: Callable[..., S], *, prefix: str | None = None, **options: Unpack[CallOptions]) -> S: ...
+    def client(self, service: object, *, prefix: str | None = None, **options: Unpack[CallOptions]) -> Any:
         """A client of a whole service, described by a class, best a Protocol: `await client.create(order)` calls
         `{prefix}create` and returns what the method says.
 
         `prefix` is by default the class's name in small letters without "Service" at its end: `orders.` for
         OrdersService. One parameter is the payload; several are a JSON object by name. A method that returns a Job
-        sends instead of calling. The options are those of `call`, for all calls. Everything is checked here: raises
-        ConfigurationError for a method that is not async, or whose annotations are missing or no JSON.
+        sends instead of calling.
+
+        Or a client of handlers of this bus that stand in a class as `create = remote(create)`, in a router or in a
+        module: a method calls the function of its name, whose Context and dependencies are not the caller's to give.
+
+        The options are those of `call`, for all calls. Everything is checked here: raises ConfigurationError for a
+        method that is not async, or whose annotations are missing or no JSON, and for a function that handles none or
+        several topics of this bus.
         """
-        return client_of(self, service, prefix, options)
+        return client_of(self, self._references, service, prefix, options)
 
     def within(self, timeout: float) -> AbstractContextManager[Bound]:
         """`with bus.within(2.0):` bounds all calls of the block together: each waits at most for what is left of

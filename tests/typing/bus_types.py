@@ -1,11 +1,12 @@
 """What type checkers must conclude about the public surface; read by mypy and pyright, never run."""
 
+import collections
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, assert_type
 
 from pydantic import BaseModel
 
-from busline import Bus, Context, Job, Router, SyncJob, Topic, Worker
+from busline import Bus, Context, Job, Router, SyncJob, Topic, Worker, remote
 from busline.depends import Depends
 
 
@@ -109,6 +110,35 @@ async def clients(bus: Bus) -> None:
     assert_type(await orders.find("tea", limit=1), list[Order])
     assert_type(await orders.forget("tea"), Job)
     await orders.create(Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Orders:
+    by_function = remote(by_function)
+    with_context = remote(with_context)
+    context_first = remote(context_first)
+    count = remote(count)
+    plain = remote(plain)
+    by_name = remote(by_name)
+
+    async def with_dependency(self, cmd: CreateOrder) -> Order: ...  # type: ignore[empty-body]
+
+
+async def clients_of_handlers(bus: Bus, router: Router) -> None:
+    orders = bus.client(Orders, prefix="orders.", timeout=1.0)
+    assert_type(orders, Orders)
+    assert_type(await orders.by_function(CreateOrder(sku="tea")), Order)
+    assert_type(await orders.by_function(cmd=CreateOrder(sku="tea")), Order)
+    assert_type(await orders.with_context(CreateOrder(sku="tea")), Order)
+    assert_type(await orders.context_first(cmd=CreateOrder(sku="tea")), Order)
+    assert_type(await orders.count(), int)
+    assert_type(await orders.plain(CreateOrder(sku="tea")), list[Order])
+    assert_type(await orders.by_name("tea", qty=2), Mapping[str, int])
+    assert_type(await orders.with_dependency(CreateOrder(sku="tea")), Order)
+    await orders.by_function(Order(id="1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await orders.by_name(2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await orders.delete()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    for client in (bus.client(router, timeout=1.0), bus.client(collections)):
+        assert_type(await client.whatever(1), Any)
 
 
 def without_await(bus: Bus) -> None:

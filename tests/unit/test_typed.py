@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import inspect
+import sys
+from typing import Annotated, Any, Protocol
 
 import pytest
 from pydantic import BaseModel
 
-from busline import Bus, CodecError, ConfigurationError, Context, Job, Router
+from busline import Bus, CodecError, ConfigurationError, Context, Job, Router, remote
+from busline.depends import Depends
 
 
 class Order(BaseModel):
@@ -41,6 +44,20 @@ async def forget(sku: str) -> None:
 @router.handler("count")
 async def count() -> int:
     return 7
+
+
+def discount() -> int:
+    return 3
+
+
+@router.handler("price")
+async def price(ctx: Context, sku: str, qty: int, discount: Annotated[int, Depends(discount)]) -> int:
+    """What it costs."""
+    return len(sku) * qty - discount
+
+
+@router.subscriber("created")
+async def created(order: Order) -> None: ...
 
 
 @router.handler("untyped")
@@ -123,6 +140,58 @@ def test_the_prefix_is_the_name_of_the_service_unless_it_is_given() -> None:
         bus.client(Service)
     with pytest.raises(ConfigurationError, match="pattern"):
         bus.client(Service, prefix="shop.*.")
+
+
+class Orders:
+    create = remote(create)
+    find = remote(find)
+    count = remote(count)
+    cost = remote(price)
+
+    async def forget(self, sku: str) -> Job: ...  # type: ignore[empty-body]
+
+
+async def test_a_class_of_handlers_makes_a_client_with_their_topics_and_types() -> None:
+    async with (bus := bus_of_orders()).worker():
+        orders = bus.client(Orders, prefix="orders.", headers={"user": "ada"}, timeout=5.0)
+        assert await orders.create(Order(sku="tea")) == Receipt(text="1 tea for ada")
+        assert await orders.find("tea") == [Order(sku="tea", qty=10)], "the handler's own default"
+        assert await orders.find(limit=2, sku="tea") == [Order(sku="tea", qty=2)]
+        assert await orders.count() == 7
+        assert await orders.cost("tea", qty=4) == 9  # type: ignore[call-arg]  # no checker can leave a dependency out
+        assert isinstance(await orders.forget("tea"), Job)
+        assert repr(orders) == "<client of Orders at orders.*>"
+        with pytest.raises(ConfigurationError, match=r"create is called through a client"):
+            await Orders.create(Order(sku="tea"))
+
+
+@pytest.mark.parametrize("service", [router, sys.modules[__name__]], ids=["router", "module"])
+async def test_a_client_of_a_router_or_a_module_has_its_handlers_without_what_the_worker_gives(service: Any) -> None:
+    async with (bus := bus_of_orders()).worker():
+        orders = bus.client(service, headers={"user": "ada"})
+        assert await orders.create(order=Order(sku="tea")) == Receipt(text="1 tea for ada")
+        assert await orders.price("tea", 4) == 9
+        assert str(inspect.signature(orders.price)) == "(sku: 'str', qty: 'int') -> 'int'"
+        assert inspect.getdoc(orders.price) == "What it costs."
+        with pytest.raises(TypeError, match="discount"):
+            await orders.price("tea", 4, discount=0)
+        with pytest.raises(AttributeError, match=r"no 'created'; it has count, create, find, forget, price, untyped$"):
+            await orders.created(Order(sku="tea"))
+
+
+def test_handlers_that_a_client_cannot_tell_apart_or_find_are_refused() -> None:
+    bus, again = bus_of_orders(), Router()
+    with pytest.raises(ConfigurationError, match="has its router been included"):
+        Bus("memory://").client(router)
+    with pytest.raises(ConfigurationError, match="has no handler of this bus"):
+        bus.client(inspect)
+    with pytest.raises(ConfigurationError, match="handlers know their topics"):
+        bus.client(router, prefix="orders.")  # type: ignore[call-overload]  # the mistake that it is about
+    again.handler("create")(create)
+    again.handler("renew")(lambda: None)
+    again.handler("drop")(lambda: None)
+    with pytest.raises(ConfigurationError, match="two handlers named <lambda>"):
+        bus.client(again)
 
 
 class Plain(Protocol):
