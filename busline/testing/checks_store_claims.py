@@ -99,7 +99,7 @@ async def check_one_winner_among_two_processes(h: StoreHarness) -> str | None:
             process.stdin.write(b"\n")
         won: list[int] = []
         for process in processes:
-            numbers = await line_of(process, within=600.0)
+            numbers = await line_of(process, within=60.0 + 0.3 * h.contested)
             assert isinstance(numbers, list)
             won += numbers
     finally:

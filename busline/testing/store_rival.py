@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import sys
 
 from busline.stores import from_url
 from busline.stores.base import Claimed, Store
 
-_LONG = 600.0
+_LONG = 86400.0
+"""Seconds: no lease ends while the others still ask."""
 
 
 async def race(store: Store, prefix: str, keys: int, tasks: int) -> list[int]:
-    """Let `tasks` tasks each ask for all keys; the numbers of those that were given to one of them."""
+    """Let `tasks` tasks each ask for all keys; the numbers of those that were given to one of them.
+
+    All in the same order, so that they meet at each key: who wins one is held up by that, and the others catch up.
+    """
     won: list[int] = []
 
     async def ask() -> None:
-        order = list(range(keys))
-        random.shuffle(order)
-        for number in order:
+        for number in range(keys):
             result = await store.claim(f"{prefix}{number}", "", lease=_LONG, ttl=_LONG)
             won.extend([number] if isinstance(result, Claimed) else [])
 

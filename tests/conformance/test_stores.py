@@ -9,7 +9,7 @@ from busline.testing.store_conformance import Check, all_checks, name
 from .stores import STORES, THOROUGH
 
 
-@pytest.mark.timeout(1200 if THOROUGH else 120)
+@pytest.mark.timeout(3600 if THOROUGH else 120)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("check", all_checks(), ids=name)
 async def test_store(check: Check, store: str, request: pytest.FixtureRequest) -> None:
