@@ -110,13 +110,17 @@ def _text(value: Any) -> str:
 
 
 def scoped(queue: str, topic: str, key: str) -> str:
-    """The key as the store knows it: two queues, or two topics, never share one."""
-    scope = f"{_escaped(queue)}/{_escaped(topic)}"
-    full = f"{scope}/{key}".encode(errors="replace")
+    """The key as the store knows it: two queues, or two topics, never share one. Before its first "/" is the scope of
+    the queue, whose name has 200 bytes at most."""
+    full = f"{scope_of(queue)}/{_escaped(topic)}/{key}".encode(errors="replace")
     if len(full) <= MAX_KEY_BYTES:
         return full.decode()
-    digest = f"sha256:{sha256(full).hexdigest()}"
-    return f"{scope}/{digest}" if len(scope.encode()) + len(digest) < MAX_KEY_BYTES else digest
+    return f"{scope_of(queue)}/sha256:{sha256(full).hexdigest()}"
+
+
+def scope_of(queue: str) -> str:
+    """What the keys of a queue, and of no other, have before their first "/"."""
+    return _escaped(queue)
 
 
 def _escaped(name: str) -> str:

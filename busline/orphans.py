@@ -16,7 +16,7 @@ from busline import claiming
 from busline.clock import Clock
 from busline.errors import BuslineError, CodecError
 from busline.held import Held
-from busline.idempotency import PLAIN, UNFINISHED_TTL, Idempotency
+from busline.idempotency import PLAIN, UNFINISHED_TTL, Idempotency, scope_of
 from busline.message import Delivery, ToQueue
 from busline.outcome import ACK, Effects, LetGo, Resend, Terms, later
 from busline.parcels import unpack
@@ -89,7 +89,7 @@ class Orphans:
     async def recover(self, store: Store) -> int:
         """End those of our queues that there are now; how many."""
         ended = 0
-        for orphan in await store.orphans(LIMIT):
+        for orphan in await store.orphans(LIMIT, scopes=[scope_of(queue) for queue in self.queues]):
             ended += await self.end(store, orphan)
         return ended
 

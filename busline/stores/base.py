@@ -27,7 +27,7 @@ Rules that hold for every method:
 # pyright: reportReturnType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -141,6 +141,11 @@ def looks(job: JobRecord | None, claim: ClaimRecord | None) -> tuple[object, ...
     )
 
 
+def in_scopes(key: str, scopes: Collection[str]) -> bool:
+    """What `Store.orphans` asks of a key."""
+    return not scopes or key.partition("/")[0] in scopes
+
+
 def check_text(what: str, text: str, limit: int = MAX_TEXT) -> None:
     """Raise ConfigurationError for a key or id that is no UTF-8 or has more than `limit` bytes."""
     try:
@@ -207,8 +212,9 @@ class Store(Protocol):
     async def read(self, key: str) -> ClaimRecord | None:
         """The record as it is."""
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
-        """Up to `limit`, longest ended first."""
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
+        """Up to `limit`, longest ended first. With `scopes`, only those whose key has one of them before its first "/":
+        any number of others hide none of these."""
 
     async def add_job(self, job: JobRecord, *, ttl: float, unique: str = "", unique_for: float = 0.0) -> JobRecord:
         """Keep it for `ttl` seconds and return it. While another job holds `unique` (for `unique_for` seconds from its

@@ -7,7 +7,7 @@ one event loop at a time. It passes the checks that every store passes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from secrets import token_hex
@@ -28,6 +28,7 @@ from busline.stores.base import (
     Mismatch,
     Orphan,
     check_text,
+    in_scopes,
     looks,
 )
 
@@ -200,10 +201,14 @@ class MemoryVault:
         self._tell(record)
         return True
 
-    def orphans(self, limit: int) -> Sequence[Orphan]:
+    def orphans(self, limit: int, scopes: Collection[str]) -> Sequence[Orphan]:
         """See `Store.orphans`."""
         now = self.clock.time()
-        ended = [each for each in self._records.values() if each.message_id and each.lease_until <= now]
+        ended = [
+            each
+            for each in self._records.values()
+            if each.message_id and each.lease_until <= now and in_scopes(each.key, scopes)
+        ]
         ended.sort(key=lambda each: each.lease_until)
         return [_orphan(record) for record in ended[:limit]]
 
@@ -402,8 +407,8 @@ class MemoryStore:
     async def read(self, key: str) -> ClaimRecord | None:
         return self._reach().read(key)
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
-        return self._reach().orphans(limit)
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
+        return self._reach().orphans(limit, scopes)
 
     async def add_job(self, job: JobRecord, *, ttl: float, unique: str = "", unique_for: float = 0.0) -> JobRecord:
         return self._reach().add_job(job, ttl, unique, unique_for)

@@ -115,6 +115,23 @@ async def check_a_kept_message_has_no_end(h: StoreHarness) -> None:
         assert await claim(store, "key") == Completed(b"late", b"")
 
 
+async def check_orphans_of_other_scopes_hide_none(h: StoreHarness) -> None:
+    """However many they are, and however long they have been there: they may belong to a service that is not there."""
+    async with client(h) as store:
+        for key in ("other/a/1", "other/a/2", "other-too/a/1", "mine/a/1", "no scope"):
+            await take(store, key, lease=SHORT, message_id="m", message=b"message")
+        await h.pass_time(2 * SHORT)
+
+        async def found(limit: int, *scopes: str) -> list[str]:
+            return sorted(each.key for each in await prompt(store.orphans(limit, scopes=scopes)))
+
+        assert await found(1, "mine") == ["mine/a/1"]
+        assert await found(3, "other", "mine", "nobody's") == ["mine/a/1", "other/a/1", "other/a/2"]
+        assert await found(2, "other", "mine") == ["other/a/1", "other/a/2"]
+        assert await found(10, "nobody's", "mine/a") == []
+        assert len(await found(10)) == 5
+
+
 async def check_orphans_come_longest_ended_first(h: StoreHarness) -> None:
     """And as many as were asked for."""
     async with client(h) as store:

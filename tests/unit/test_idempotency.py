@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from busline import Bus, ConfigurationError, Context, Idempotency
+from busline import Bus, ConfigurationError, Context, Idempotency, orphans
 from busline.idempotency import MAX_KEY_BYTES, KeyMissing, fingerprint, key_of, scoped
 from busline.message import Message, ToQueue, ToTopic
 from busline.parcels import Parcel, pack, unpack
+from busline.stores.memory import MemoryStore, MemoryVault
+from busline.testing.scenes import eventually
+from busline.testing.stored import abandon
 from busline.transports.memory import MemoryBroker, MemoryTransport
-from busline.wire import Envelope
+from busline.wire import Envelope, new_id
 
 numbers = count()
 ENVELOPE = Envelope("id", 1.0)
@@ -128,3 +131,24 @@ async def test_a_key_function_gets_what_the_payload_fills_and_not_the_context() 
         for _ in range(2):
             assert await bus.call("work", {"number": 1, "text": "x"}, timeout=10) == "x"
     assert ran == [1]
+
+
+async def test_orphans_of_a_service_that_is_gone_hide_none_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look takes so many, the oldest first; nobody ends those of the other service."""
+    monkeypatch.setattr(orphans, "LIMIT", 2)
+    monkeypatch.setattr(orphans, "PERIOD", 0.05)
+    broker, vault = MemoryBroker(), MemoryVault()
+    bus = Bus(MemoryTransport(broker), service="shop/1", store=MemoryStore(vault))
+
+    @bus.handler("shop.sell", ack="early")
+    async def sell(order: str) -> None:
+        raise AssertionError("an orphan does not run")
+
+    store = MemoryStore(vault)
+    await store.open()
+    for queue in ("gone", "gone", "gone", "shop/1"):
+        id = new_id()
+        await abandon(store, queue, Message("shop.sell", b'"x"', Envelope(id, 1.0, key="").encode()), id, lease=0.1)
+    async with bus.worker():
+        await eventually(lambda: bus.stats.orphans == 1)
+        assert [each.key.partition("/")[0] for each in await store.orphans(9)] == ["gone"] * 3

@@ -8,7 +8,7 @@ kept.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,9 @@ from busline.stores.base import (
     InProgress,
     Mismatch,
     Orphan,
+    in_scopes,
 )
-from busline.stores.dynamodb.items import Item, decode, encode, expression
+from busline.stores.dynamodb.items import Item, encode, expression
 from busline.stores.dynamodb.link import Link
 
 _LIVES = "(#expires > :now OR #lease > :now OR attribute_exists(#message))"
@@ -171,12 +172,16 @@ class Claims:
         held = (key, item["state"], item["fingerprint"], item["attempt"], item.get("lease", 0) / 1000)
         return ClaimRecord(*held, item.get("result", b""), item.get("error", b""))
 
-    async def orphans(self, limit: int) -> list[Orphan]:
+    async def orphans(self, limit: int, scopes: Collection[str]) -> list[Orphan]:
         """See `Store.orphans`."""
         texts = expression({"yes": "1", "now": self.ms()}, KeyConditionExpression="#orphan = :yes AND #lease <= :now")
-        answer: Any = await self._link.read("query", IndexName="orphans", Limit=limit, **texts)
-        items = [item for each in answer["Items"] if (item := decode(each))]
-        return [_orphan(item["pk"].removeprefix("c#"), item) for item in items]
+        found: list[Orphan] = []
+        more: dict[str, Any] | None = {}
+        while more is not None and len(found) < limit:
+            page, more = await self._link.page("orphans", limit, texts | more)
+            keyed = ((item["pk"].removeprefix("c#"), item) for item in page)
+            found += [_orphan(key, item) for key, item in keyed if in_scopes(key, scopes)]
+        return found[:limit]
 
 
 _CONSTANTS = {"processing": "PROCESSING", "pending": "PENDING", "zero": 0, "one": 1, "yes": "1"}

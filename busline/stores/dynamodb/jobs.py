@@ -98,15 +98,13 @@ class Jobs:
         """See `Store.jobs`."""
         index, hashed = ("topics", "topic") if topic else ("jobs", "listing")
         texts = expression({"value": topic or "1"}, KeyConditionExpression=f"#{hashed} = :value")
+        texts["ScanIndexForward"] = False
         jobs: list[JobRecord] = []
-        more: dict[str, Any] = {}
-        while len(jobs) < limit:
-            page = await self._link.read("query", IndexName=index, ScanIndexForward=False, Limit=limit, **texts, **more)
-            ids = [each["pk"]["S"].removeprefix("j#") for each in page["Items"]]
+        more: dict[str, Any] | None = {}
+        while more is not None and len(jobs) < limit:
+            page, more = await self._link.page(index, limit, texts | more)
+            ids = [each["pk"].removeprefix("j#") for each in page]
             jobs += [job for job in await asyncio.gather(*map(self.find, ids)) if job]
-            if "LastEvaluatedKey" not in page:
-                break
-            more = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
         return jobs[:limit]
 
     async def change(self, id: str, change: str, condition: str = "", **values: object) -> Item | None:

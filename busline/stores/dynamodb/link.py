@@ -113,6 +113,13 @@ class Link:
         answer = await self.read("get_item", Key={"pk": {"S": pk}}, ConsistentRead=True)
         return decode(answer.get("Item"))
 
+    async def page(self, index: str, limit: int, texts: dict[str, Any]) -> tuple[list[Item], dict[str, Any] | None]:
+        """Some of what the index has for these expressions, and what to add to them for more; None: that is all."""
+        answer = await self.read("query", IndexName=index, Limit=limit, **texts)
+        last = answer.get("LastEvaluatedKey")
+        items = [item for each in answer["Items"] if (item := decode(each))]
+        return items, {"ExclusiveStartKey": last} if last else None
+
     async def update(
         self, pk: str, change: str, condition: str, values: Mapping[str, object]
     ) -> tuple[bool, Item | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from busline.clock import Clock, SystemClock
@@ -117,9 +117,9 @@ class DynamoStore:
         check_text("key", key)
         return await self._claims.read(key)
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
         """From an index that is a moment late."""
-        return await self._claims.orphans(limit)
+        return await self._claims.orphans(limit, scopes)
 
     async def add_job(self, job: JobRecord, *, ttl: float, unique: str = "", unique_for: float = 0.0) -> JobRecord:
         for text in (job.id, job.claim, unique):

@@ -131,7 +131,8 @@ SELECT key, state, fingerprint, attempt, coalesce(extract(epoch FROM lease_until
     error FROM {{s}}.busline_claim AS c WHERE c.key = $1 AND {_LIVES}"""
     orphans: str = f"""
 SELECT key, fingerprint, message_id, message, attempt FROM {{s}}.busline_claim
-WHERE state = 'PROCESSING' AND message IS NOT NULL AND lease_until <= {_NOW} ORDER BY lease_until LIMIT $1"""
+WHERE state = 'PROCESSING' AND message IS NOT NULL AND lease_until <= {_NOW}
+    AND ($2::text[] = '{{}}' OR split_part(key, '/', 1) = ANY ($2)) ORDER BY lease_until LIMIT $1"""
     add: str = f"""
 INSERT INTO {{s}}.busline_job AS j
     (id, topic, sent_at, message, claim, progress, cancel_requested, expires_at, unique_key, unique_until)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -131,8 +131,8 @@ class PostgresStore:
     async def read(self, key: str) -> ClaimRecord | None:
         return _claim_record(await self._row(self._sql.read, _text(key)))
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
-        rows = await self._rows(self._sql.orphans, limit)
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
+        rows = await self._rows(self._sql.orphans, limit, [escape(each) for each in scopes])
         return [
             Orphan(
                 unescape(row["key"]),

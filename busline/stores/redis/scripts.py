@@ -153,12 +153,20 @@ return found[1] and found
 """
 
 _ORPHANS = """
-local all = {}
-for _, key in ipairs(redis.call('ZRANGEBYSCORE', orphans, '-inf', whole(now), 'LIMIT', 0, ARGV[1])) do
-    local found = redis.call('HMGET', claim_of(key), 'fingerprint', 'message_id', 'message', 'attempt')
-    if found[3] then table.insert(all, {key, unpack(found)}) end
+local limit, all, wanted, from = tonumber(ARGV[1]), {}, {}, 0
+for place = 2, #ARGV do wanted[ARGV[place]] = true end
+while true do
+    local keys = redis.call('ZRANGEBYSCORE', orphans, '-inf', whole(now), 'LIMIT', from, 1000)
+    for _, key in ipairs(keys) do
+        if #all == limit then return all end
+        if #ARGV == 1 or wanted[string.match(key, '^[^/]*')] then
+            local found = redis.call('HMGET', claim_of(key), 'fingerprint', 'message_id', 'message', 'attempt')
+            if found[3] then table.insert(all, {key, unpack(found)}) end
+        end
+    end
+    if #keys < 1000 then return all end
+    from = from + 1000
 end
-return all
 """
 
 _ADD = """

@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from busline.errors import ClaimLost, StoreUnavailable
@@ -125,8 +125,8 @@ class RedisStore:
         held = (key, state.decode(), fingerprint.decode(), int(attempt), int(lease) / 1000)
         return ClaimRecord(*held, result or b"", error or b"")
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
-        found = await self._link.read("orphans", limit)
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
+        found = await self._link.read("orphans", limit, *scopes)
         return [
             Orphan(key.decode(), fingerprint.decode(), message_id.decode(), message, int(attempt))
             for key, fingerprint, message_id, message, attempt in found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from busline.errors import ClaimLost
 from busline.stores.base import (
@@ -16,6 +18,7 @@ from busline.stores.base import (
     InProgress,
     Mismatch,
     Orphan,
+    in_scopes,
 )
 
 _LIVES = "(expires_at > ? OR message != x'')"
@@ -52,7 +55,7 @@ _READ = (
 _ORPHANS = (
     "SELECT key, fingerprint, message_id, message, attempt FROM busline_claim INDEXED BY busline_claim_orphans"
     " WHERE state = 'PROCESSING' AND message != x'' AND lease_until <= ?"
-    " ORDER BY lease_until LIMIT ?"
+    " ORDER BY lease_until"
 )
 _POINT = "UPDATE busline_job SET claim = ? WHERE id = ? AND expires_at > ?"
 _IS_CANCELLED = "SELECT 1 FROM busline_job WHERE claim = ? AND cancel_requested AND expires_at > ? LIMIT 1"
@@ -151,6 +154,7 @@ def read(db: sqlite3.Connection, key: str, now: float) -> ClaimRecord | None:
     return ClaimRecord(*row) if row else None
 
 
-def orphans(db: sqlite3.Connection, limit: int, now: float) -> list[Orphan]:
+def orphans(db: sqlite3.Connection, limit: int, scopes: Collection[str], now: float) -> list[Orphan]:
     """See `Store.orphans`."""
-    return [Orphan(*row) for row in db.execute(_ORPHANS, (now, limit))]
+    found = (Orphan(*row) for row in db.execute(_ORPHANS, (now,)) if in_scopes(row[0], scopes))
+    return list(islice(found, limit))

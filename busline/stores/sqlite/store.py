@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -114,8 +114,8 @@ class SqliteStore:
         check_text("key", key)
         return await self._look(lambda db: claims.read(db, key, self._now()))
 
-    async def orphans(self, limit: int) -> Sequence[Orphan]:
-        return await self._look(lambda db: claims.orphans(db, limit, self._now()))
+    async def orphans(self, limit: int, *, scopes: Collection[str] = ()) -> Sequence[Orphan]:
+        return await self._look(lambda db: claims.orphans(db, limit, scopes, self._now()))
 
     async def add_job(self, job: JobRecord, *, ttl: float, unique: str = "", unique_for: float = 0.0) -> JobRecord:
         for text in (job.id, job.claim, unique):
