@@ -15,6 +15,7 @@ from busline.message import Destination, Limits, QueueSpec, ToQueue
 from busline.transports.amqp import topology
 from busline.transports.amqp.bounds import Bound
 from busline.transports.amqp.faults import LIBRARY, reason, translate, was_cancelled
+from busline.transports.amqp.keeping import Keeper
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.registry import Entry, Register, Registrar, pairs
 from busline.transports.amqp.topology import CALLS, EVENTS
@@ -36,6 +37,7 @@ class Attached:
         self._registrar = registrar
         self._default: Kind = settings.kind
         self._consumer_timeout = settings.consumer_timeout
+        self._keeper = Keeper()
         self._specs: dict[str, QueueSpec] = {}
         self._claims: list[tuple[QueueSpec, asyncio.Event]] = []
         """What is being claimed now."""
@@ -81,7 +83,7 @@ class Attached:
             if spec.passive:
                 continue
             try:
-                await self._declare(session, spec)
+                await self._declare(session, spec, is_known=True)
                 async with session.scratch() as channel:
                     await topology.bind(channel, spec)
             except BuslineError as error:
@@ -173,11 +175,11 @@ class Attached:
 
     async def _claim(self, session: Session, spec: QueueSpec, register: Register) -> None:
         moved = await self._moved(session, spec, register)
-        await self._declare(session, spec)
+        before = register.queues.get(spec.name)
+        await self._declare(session, spec, is_known=before is not None)
         async with session.scratch(patient=False) as channel:
             for queue, topics in moved.items():
                 await topology.unbind(channel, queue, {CALLS: topics})
-            before = register.queues.get(spec.name)
             entry = Entry.of(spec, self._kind(spec), before.topics if before is not None else frozenset())
             await topology.unbind(channel, spec.name, _stale(before, entry))
             await topology.bind(channel, replace(spec, topics=entry.topics))
@@ -206,10 +208,15 @@ class Attached:
                 moved[name] = topics
         return moved
 
-    async def _declare(self, session: Session, spec: QueueSpec) -> None:
+    async def _declare(self, session: Session, spec: QueueSpec, *, is_known: bool) -> None:
+        """`is_known`: somebody has attached it before, which does not say that it is still there."""
         self.differences.pop(spec.name, None)
-        if difference := await topology.declare_queue(session, spec, self._kind(spec), self._link.where):
+        kind = self._kind(spec)
+        is_new = kind == "quorum" and not (is_known and await topology.exists(session, spec.name))
+        if difference := await topology.declare_queue(session, spec, kind, self._link.where):
             self.differences[spec.name] = difference
+        if is_new:
+            await self._keeper.keep(session)
 
     async def detach(self, session: Session, queue: str, *, delete: bool) -> None:
         """See `Transport.detach`."""

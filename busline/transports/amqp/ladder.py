@@ -20,6 +20,7 @@ from aiormq.channel import Channel
 from pamqp.common import FieldValue
 
 from busline.errors import ConfigurationError
+from busline.transports.amqp.keeping import Keeper
 from busline.transports.amqp.properties import LADDER
 from busline.transports.amqp.wire import Bind, Declare
 
@@ -45,7 +46,7 @@ def ticks(delay: float) -> int:
 
 def entrance(number: int) -> str:
     """The exchange where a delay of so many ticks begins."""
-    return f"{LADDER}{number.bit_length() - 1}"
+    return _name(number.bit_length() - 1)
 
 
 def routing_key(number: int, queue: str) -> str:
@@ -71,6 +72,7 @@ class Ladder:
         self._levels: set[int] = set()
         self._exchanges = -1
         self._destinations: set[str] = set()
+        self._keeper = Keeper()
 
     async def up(self, session: Session) -> None:
         """Nothing to do: levels are durable, and declared anew when next used."""
@@ -99,30 +101,41 @@ class Ladder:
             for level in range(self._exchanges + 1, top + 1):
                 await _declare_exchange(channel, level)
             self._exchanges = max(self._exchanges, top)
-            for level in missing:
-                await _declare_level(channel, level)
-                self._levels.add(level)
+            if missing:
+                await self._build(session, channel, missing)
             if queue not in self._destinations:
                 await channel.rpc(Bind(queue=queue, exchange=DELAYED, routing_key=f"#.{address(queue)}"))
                 self._destinations.add(queue)
+
+    async def _build(self, session: Session, channel: Channel, levels: list[int]) -> None:
+        """A message finds the way into a level only when the broker would not forget it, whoever made the level."""
+        for level in levels:
+            await _declare_level(channel, level)
+        await self._keeper.keep(session)
+        for level in levels:
+            await channel.rpc(Bind(queue=_name(level), exchange=_name(level), routing_key=_pattern(level, 1)))
+        self._levels.update(levels)
 
 
 def _pattern(level: int, bit: int) -> str:
     return "*." * (LEVELS - 1 - level) + f"{bit}.#"
 
 
+def _name(level: int) -> str:
+    """Of its queue and of its exchange."""
+    return f"{LADDER}{level}"
+
+
 def _below(level: int) -> str:
-    return f"{LADDER}{level - 1}" if level else DELAYED
+    return _name(level - 1) if level else DELAYED
 
 
 async def _declare_exchange(channel: Channel, level: int) -> None:
-    name = f"{LADDER}{level}"
-    await channel.exchange_declare(name, exchange_type="topic", durable=True)
-    await channel.exchange_bind(destination=_below(level), source=name, routing_key=_pattern(level, 0))
+    await channel.exchange_declare(_name(level), exchange_type="topic", durable=True)
+    await channel.exchange_bind(destination=_below(level), source=_name(level), routing_key=_pattern(level, 0))
 
 
 async def _declare_level(channel: Channel, level: int) -> None:
-    name = f"{LADDER}{level}"
     arguments: dict[str, FieldValue] = {
         "x-queue-type": "quorum",
         "x-message-ttl": round(TICK * 1000) << level,
@@ -130,5 +143,4 @@ async def _declare_level(channel: Channel, level: int) -> None:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    await channel.rpc(Declare(queue=name, durable=True, arguments=arguments))
-    await channel.rpc(Bind(queue=name, exchange=name, routing_key=_pattern(level, 1)))
+    await channel.rpc(Declare(queue=_name(level), durable=True, arguments=arguments))
