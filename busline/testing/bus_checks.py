@@ -18,7 +18,7 @@ from busline.testing import (
 )
 from busline.testing.harness import Harness
 
-BusCheck = Callable[[Harness], Awaitable[None]]
+BusCheck = Callable[[Harness], Awaitable[str | None]]
 
 
 def all_bus_checks() -> Sequence[BusCheck]:

@@ -61,7 +61,7 @@ async def holding(h: Harness) -> AsyncIterator[Holding]:
         yield scene
 
 
-async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> None:
+async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> str | None:
     """One that has left and one that was killed are not among those that answer, without anything having to expire."""
     try:
         async with holding(h) as scene:
@@ -75,10 +75,11 @@ async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> None
                 await scene.there(1)
             await scene.there(0)
     except ConfigurationError:
-        await _is_refused(h)
+        return await _is_refused(h)
+    return None
 
 
-async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness) -> None:
+async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness) -> str | None:
     """Its own consumer answers: a question never waits behind work."""
     try:
         async with holding(h) as scene:
@@ -100,10 +101,11 @@ async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness
                 assert [row["topic"] for row in answer.data["handlers"]] == [f"{scene.service}.hold"]
                 scene.gate.set()
     except ConfigurationError:
-        await _is_refused(h)
+        return await _is_refused(h)
+    return None
 
 
-async def check_a_paused_queue_stays_paused_for_workers_that_start_later(h: Harness) -> None:
+async def check_a_paused_queue_stays_paused_for_workers_that_start_later(h: Harness) -> str | None:
     """Until it is resumed; its messages wait at the broker and count as no attempt."""
     try:
         async with holding(h) as scene:
@@ -127,10 +129,11 @@ async def check_a_paused_queue_stays_paused_for_workers_that_start_later(h: Harn
                 await eventually(lambda: later.stats.handled == 1)
                 assert await control.resume(h.unique("nowhere"), timeout=0.2) == []
     except ConfigurationError:
-        await _is_refused(h)
+        return await _is_refused(h)
+    return None
 
 
-async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> None:
+async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> str | None:
     """More are taken at once; fewer are, without anything that runs being cut short."""
     try:
         async with holding(h) as scene:
@@ -157,10 +160,11 @@ async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> No
                 await eventually(lambda: bus.stats.handled == 11)
             assert bus.stats.released == bus.stats.failed == 0
     except ConfigurationError:
-        await _is_refused(h)
+        return await _is_refused(h)
+    return None
 
 
-async def _is_refused(h: Harness) -> None:
+async def _is_refused(h: Harness) -> str:
     """A transport that refuses to ask refuses to be asked, at startup."""
     bus = Bus(h.transport(), service=h.unique("svc"), control=True)
 
@@ -168,3 +172,4 @@ async def _is_refused(h: Harness) -> None:
     async def nothing() -> None: ...
 
     await raised(ConfigurationError, bus.worker().__aenter__())
+    return "fanout"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from busline.bus import Bus
 from busline.context import Context
+from busline.errors import ConfigurationError
 from busline.testing.harness import Harness
 from busline.testing.scenes import (
     SOON,
@@ -42,6 +43,27 @@ async def check_every_subscriber_gets_each_event_once(h: Harness) -> None:
             }
         )
         assert len(got) == 1 + 2 * 3
+
+
+async def check_a_subscriber_listens_with_the_queue_that_it_names(h: Harness) -> str | None:
+    """Where that queue can get events; else its worker does not start, and says why."""
+    service, queue = h.unique("svc"), h.unique("listener")
+    bus = Bus(h.transport(), service=service)
+    got: list[tuple[str, str]] = []
+
+    @bus.subscriber(f"{service}.user.*", queue=queue)
+    async def on_user(name: str, ctx: Context) -> None:
+        got.append((ctx.queue, name))
+
+    try:
+        async with bus.worker(), caller(h) as other:
+            await other.publish(f"{service}.user.made", "ann")
+            await eventually(lambda: got == [(queue, "ann")])
+    except ConfigurationError as refused:
+        assert queue in str(refused)  # noqa: PT017  # free of pytest
+        assert "events" in str(refused)  # noqa: PT017  # free of pytest
+        return "fanout"
+    return None
 
 
 async def check_a_broadcast_reaches_every_process(h: Harness) -> None:

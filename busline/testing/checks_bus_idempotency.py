@@ -187,7 +187,7 @@ async def check_nothing_runs_while_the_store_is_down(h: Harness) -> None:
     bus = keeping(h, service=service, store=store)
     ran: list[str] = []
 
-    @bus.handler(f"{service}.work", idempotency=Idempotency(), queue=f"{service}.work")
+    @bus.handler(f"{service}.work", idempotency=Idempotency(), queue=h.unique("stored"))
     async def work(text: str) -> None:
         ran.append(text)
 

@@ -8,11 +8,10 @@ from typing import Any
 from busline.bus import Bus
 from busline.context import Context
 from busline.errors import AlreadySettled, NoHandler, RemoteError, Undeliverable
-from busline.message import QueueSpec
 from busline.options import Queue
 from busline.retry import Retry
 from busline.testing.harness import Harness
-from busline.testing.scenes import SOON, Question, caller, dead_letters, eventually, raised, waiting
+from busline.testing.scenes import SOON, Question, caller, dead_letters, eventually, limits_of, raised, waiting
 from busline.transports.base import Inspectable
 
 ONCE = Retry(max_retries=0)
@@ -246,7 +245,7 @@ async def check_faults_and_lifecycle_are_events_for_those_who_subscribe(h: Harne
 
 
 async def _is_poison(other: Bus, queue: str, runs: list[int], hit: asyncio.Event) -> None:
-    limits = await other.transport.attach(QueueSpec(queue, queue), create=False)
+    limits = await limits_of(other, queue)
     if limits.counts_deliveries:
         [(_, envelope)] = await dead_letters(other, queue)
         assert (envelope.failure or {})["reason"] == "poison"
@@ -303,13 +302,15 @@ async def check_dead_letters_have_their_own_queue_and_life(h: Harness) -> None:
     """`dead_letter=` names a queue that several share; `dead_letter_ttl=` ends their life."""
     service = h.unique("svc")
     bus = Bus(h.transport(), service=service)
-    shared = f"{service}-failed.dead"
+    shared = h.unique("failed")
 
-    @bus.handler(f"{service}.short", retry=ONCE, queue=Queue(dead_letter=shared, dead_letter_ttl=0.3))
+    @bus.handler(
+        f"{service}.short", retry=ONCE, queue=Queue(h.unique("short"), dead_letter=shared, dead_letter_ttl=0.3)
+    )
     async def short() -> None:
         raise ValueError("short-lived")
 
-    @bus.handler(f"{service}.long", retry=ONCE, queue=Queue(dead_letter=shared))
+    @bus.handler(f"{service}.long", retry=ONCE, queue=Queue(h.unique("long"), dead_letter=shared))
     async def long() -> None:
         raise ValueError("long-lived")
 

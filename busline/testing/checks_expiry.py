@@ -8,7 +8,7 @@ from busline.transports.base import Inspectable
 
 TTL = 0.3
 SEEN_TTL = 1.5
-"""For what is to be seen before it is gone, at a broker that is slow to show it."""
+"""For what is to be taken or seen before it is gone, at a broker that is slow to show it."""
 
 
 async def check_an_expendable_message_is_delivered_in_its_time(h: Harness) -> None:
@@ -50,9 +50,9 @@ async def check_a_delay_does_not_prolong_a_life(h: Harness) -> str | None:
 async def check_what_expired_in_a_lease_does_not_come_back(h: Harness) -> None:
     """Whoever holds it when its `ttl` passes keeps it; given back, it is deleted."""
     async with line(h) as one:
-        await one.send(b"1", b"2", ttl=TTL, expendable=True)
+        await one.send(b"1", b"2", ttl=SEEN_TTL, expendable=True)
         first, second = await one.hold(2)
-        await h.pass_time(TTL + QUIET)
+        await h.pass_time(SEEN_TTL + QUIET)
         await one.consumer.ack(first, confirm=True)
         await one.consumer.release(second)
         await nothing_comes(h, one.consumer)
@@ -91,8 +91,8 @@ async def check_a_move_does_not_prolong_a_life(h: Harness) -> str | None:
     async with line(h) as one, line(h) as other:
         if not isinstance(one.transport, Inspectable):
             return "inspectable"
-        await one.send(b"1", ttl=TTL, expendable=True)
+        await one.send(b"1", ttl=SEEN_TTL, expendable=True)
         assert await one.transport.move(one.queue, other.queue, 10) == 1
-        await h.pass_time(TTL + QUIET)
+        await h.pass_time(SEEN_TTL + QUIET)
         await nothing_comes(h, other.consumer)
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from busline.bus import Bus
-from busline.message import Message
+from busline.message import Limits, Message, QueueSpec
 from busline.retry import Retry
 from busline.testing.harness import Harness
 from busline.transports.base import Inspectable
@@ -76,6 +76,11 @@ async def dead_letters(bus: Bus, queue: str, count: int = 1) -> list[tuple[Messa
     letters = await eventually(enough)
     assert len(letters) == count
     return [(message, decode_envelope(message, 0.0)) for message in letters]
+
+
+async def limits_of(bus: Bus, queue: str) -> Limits:
+    """What a queue that is there can do."""
+    return await bus.transport.attach(QueueSpec(queue, queue), create=False)
 
 
 async def waiting(bus: Bus, queue: str) -> tuple[int, int]:

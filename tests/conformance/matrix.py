@@ -1,9 +1,16 @@
-"""The committed table `matrix.txt`: check × transport → "ran" or "refused(limit)"."""
+"""The committed table `matrix.txt`: check × transport → "ran" or "refused(limit)".
+
+`BUSLINE_UPDATE_MATRIX=1 pytest tests/conformance` writes the table anew.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
+
+from busline.testing.conformance import Check, name, run
+from busline.testing.harness import Harness
 
 FILE = Path(__file__).with_name("matrix.txt")
 
@@ -28,3 +35,15 @@ def write(matrix: Matrix) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = [" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     FILE.write_text("\n".join(text) + "\n")
+
+
+EXPECTED = read()
+
+
+async def agrees(check: Check, harness: str, h: Harness) -> None:
+    """Run the check; its outcome is the one that the table says."""
+    outcome = await run(check, h)
+    if os.environ.get("BUSLINE_UPDATE_MATRIX"):
+        EXPECTED[name(check)][harness] = outcome
+        write(EXPECTED)
+    assert EXPECTED[name(check)].get(harness) == outcome

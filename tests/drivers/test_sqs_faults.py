@@ -143,6 +143,23 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_when_it_ends_here_and_not_
             await consumer.ack(delivery, confirm=True)
 
 
+async def test_a_renewal_that_is_not_answered_while_another_message_is_acked_is_an_error_of_ours(
+    proxy: AwsProxy,
+) -> None:
+    """One that ends the lease keeper, and the worker with it, if it is any other."""
+    async with client(url(proxy.endpoint)) as transport:
+        consumer = await transport.consume("jobs", slots=2)
+        await send(transport, b"1", b"2")
+        short, long = await take(consumer, 2)
+        assert await consumer.extend(long, lease=30.0) == []
+        proxy.fail("ChangeMessageVisibilityBatch", swallow)
+        renewing = asyncio.create_task(consumer.extend(short, long, lease=2.0))
+        await eventually(lambda: not proxy.rules[-1].times)
+        await consumer.ack(short, confirm=True)
+        with pytest.raises(ConnectionLost, match="ChangeMessageVisibility"):
+            await renewing
+
+
 async def test_a_throttled_renewal_keeps_the_lease(proxy: AwsProxy) -> None:
     async with client(url(proxy.endpoint, lease=20)) as transport:
         consumer = await transport.consume("jobs", slots=1)

@@ -10,7 +10,7 @@ from secrets import token_hex
 from time import monotonic, time
 from typing import Any
 
-from busline.errors import BuslineError, LeaseLost, MessageTooLarge, QueueNotFound
+from busline.errors import BuslineError, ConnectionLost, LeaseLost, MessageTooLarge, QueueNotFound
 from busline.message import Delivery
 from busline.transports.sqs.batching import MOST, Batcher, Item
 from busline.transports.sqs.clients import PAUSE, Clients
@@ -129,8 +129,12 @@ class Settler:
         lost = [each for each, seconds in zip(deliveries, longest, strict=True) if seconds <= 0]
         if entries:
             patience = max(0.05, min(each.receipt.until for each in deliveries) - asked)
-            async with asyncio.timeout(patience):  # a request that hangs must not hide that the lease has ended
-                answer = await self._change(entries)
+            try:
+                async with asyncio.timeout(patience):  # a request that hangs must not hide that the lease has ended
+                    answer = await self._change(entries)
+            except TimeoutError:
+                text = f"sqs:ChangeMessageVisibility of {self.name!r} was not answered while the lease lasted"
+                raise ConnectionLost(text) from None
             for kept in answer.get("Successful") or []:
                 _keep(deliveries[int(kept["Id"])], asked, longest[int(kept["Id"])])
             lost += [
