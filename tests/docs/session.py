@@ -4,10 +4,10 @@
     ```console                  commands behind `$ `, each with what it prints
     ```console background       one command that goes on running; what it prints first
     ```console continued        what it prints from then on
-    ```console rabbitmq         commands for which amqp://localhost/ is an empty RabbitMQ; also behind background
 
-`...` stands for anything, and 8000 and 8100 in a console for ports that are free. A command succeeds, unless what is
-shown of it begins with `error:`. `make` is only asked what it would do, since the targets shown run these very tests.
+`...` stands for anything; 8000, 8100 and 4566 in a console for ports that are free, and the addresses of servers for
+empty ones. A command succeeds, unless what is shown of it begins with `error:`. What is exported stays for the commands
+after it. `make` is only asked what it would do, since the targets shown run these very tests.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import markdown
+
 from tests.servers import free_ports
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
-"""Seconds that a command may take."""
-RABBITMQ = "amqp://localhost/"
-"""Where documents have it."""
-PORTS = ("8000", "8100")
-"""Where documents have web applications."""
+PATIENCE = 60.0
+"""Seconds that a command may take where the machine is busy; a worker of SQS needs 3 s of a processor to start."""
+PORTS = ("8000", "8100", "4566")
+"""Where documents have web applications, and an emulator of AWS."""
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -52,7 +52,10 @@ def blocks(path: Path) -> list[Block]:
         Block(match["info"].split(), match["body"], text.count("\n", 0, match.start()) + 1)
         for match in FENCE.finditer(text)
     ]
-    assert text.count("```") + text.count("~~~") == 2 * len(found), f"{path.name} has a block that would not be run"
+    rest = FENCE.sub("", text)
+    shown = re.findall(r"<pre.*?</pre>", markdown.markdown(rest, extensions=["pymdownx.superfences"]), re.DOTALL)
+    assert not shown, f"{path.name} has a block that nothing would run: {shown[0]}"
+    assert "```" not in rest, f"{path.name} has a block without an end"
     return found
 
 
@@ -89,13 +92,14 @@ class Background:
 
 
 class Session:
-    """Plays blocks in `folder`; leaving it ends what still runs. `rabbitmq` is asked once for an empty one's URL."""
+    """Plays blocks in `folder`; leaving it ends what still runs. `servers` tells, by the address that documents have
+    for a server, who is asked once for the address of an empty one."""
 
-    def __init__(self, folder: Path, rabbitmq: Callable[[], str] | None = None) -> None:
+    def __init__(self, folder: Path, servers: Mapping[str, Callable[[], str]] | None = None) -> None:
         self._folder = folder
         self._background: list[Background] = []
-        self._rabbitmq = rabbitmq
-        self._rabbitmq_url = ""
+        self._servers = servers or {}
+        self._addresses: dict[str, str] = {}
         self._ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {
@@ -113,8 +117,7 @@ class Session:
     def play(self, block: Block) -> None:
         """Raises AssertionError where the file does not say what is."""
         if block.info[:1] == ["console"]:
-            shown = re.sub(r"\b8[01]00\b", lambda port: self._ports[port[0]], block.body)
-            block = Block(block.info, shown, block.line)
+            block = Block(block.info, self._as_here(block.body), block.line)
         match block.info:
             case ["python", name]:
                 (self._folder / name).write_text(block.body)
@@ -125,20 +128,25 @@ class Session:
                 self._start(block.body)
             case ["console", "continued"]:
                 self._wait_for(block.body)
-            case ["console", *rest, "rabbitmq"]:
-                self.play(Block(["console", *rest], block.body.replace(RABBITMQ, self._empty_rabbitmq()), block.line))
             case _:
                 raise AssertionError(f"line {block.line}: nothing would run a block of {' '.join(block.info)!r}")
 
-    def _empty_rabbitmq(self) -> str:
-        assert self._rabbitmq is not None, "there is no RabbitMQ for this document"
-        self._rabbitmq_url = self._rabbitmq_url or self._rabbitmq()
-        return self._rabbitmq_url
+    def _as_here(self, body: str) -> str:
+        """With the addresses that are here in the place of those that are shown."""
+        for address, server in self._servers.items():
+            if address in body:
+                if address not in self._addresses:
+                    self._addresses[address] = server()
+                body = body.replace(address, self._addresses[address])
+        return re.sub(rf"\b(?:{'|'.join(PORTS)})\b", lambda port: self._ports[port[0]], body)
 
     def _run(self, command: str, shown: str) -> None:
         cwd = self._folder
         if command.split()[0] == "make":
             cwd, command = ROOT, command.replace("make ", "make -n ")
+        exported = re.match(r"export (\w+)=", command)
+        if exported:
+            command += f'; printf %s "${exported[1]}"'
         process = self._spawn(command, cwd, subprocess.PIPE)
         try:
             output = process.communicate(timeout=PATIENCE)[0].decode().rstrip("\n")
@@ -147,7 +155,9 @@ class Session:
             process.communicate()
             raise
         assert (process.returncode != 0) == shown.startswith("error:"), f"$ {command}\n{output}"
-        if shown:
+        if exported:
+            self._environment[exported[1]] = output
+        elif shown:
             as_shown = re.fullmatch(pattern(shown), output, re.DOTALL)
             assert as_shown, f"$ {command}\n{output}\n-- should have been\n{shown}"
 
@@ -168,8 +178,9 @@ class Session:
         with path.open("wb") as output:
             # By env, as variables may be set in front of the command.
             process = self._spawn(f"exec env {command}", self._folder, output)
-        # Once all is closed, uvicorn ends by the signal that it was sent.
-        self._background.append(Background(process, path, -signal.SIGTERM if "uvicorn" in command else 0))
+        # Once all is closed, uvicorn ends by the signal that it was sent; what only shows something does so at once.
+        by_signal = any(each in command for each in ("uvicorn", "busline events"))
+        self._background.append(Background(process, path, -signal.SIGTERM if by_signal else 0))
         self._wait_for(shown)
 
     def _wait_for(self, shown: str) -> None:
