@@ -13,13 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from time import monotonic
 
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
 
 from busline.errors import BuslineError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
-from busline.message import Delivery, Message
+from busline.message import Delivery
 from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
@@ -27,6 +25,7 @@ from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import delivery_count, has_expired, is_readable, message_of
 from busline.transports.amqp.subscribing import Subscriptions
 from busline.transports.amqp.topology import exists
+from busline.transports.amqp.wire import Delivered, Lane
 
 SURPLUS_FOR = 0.02
 """Seconds that a consumer may be idle with nobody asking; between an ack and the next `receive` it always is."""
@@ -41,10 +40,7 @@ PAUSE = 0.2
 GIVE_BACK_TIMEOUT = 2.0
 """Seconds for giving everything back when closing; then the broker takes it back itself, and counts that."""
 
-Receipt = tuple[Channel, int, DeliveredMessage]
-"""The channel that it came on, its number there, and the message as it came."""
-
-Again = Callable[[str, DeliveredMessage, int, float], Awaitable[None]]
+Again = Callable[[str, Delivered, int, float], Awaitable[None]]
 """Send a copy to this queue, with this count of deliveries, after so many seconds; returns when it is confirmed."""
 
 
@@ -58,7 +54,6 @@ class Verb(Enum):
 
 
 ACK, GIVE_BACK, REJECT = Verb
-UNREADABLE = Message("", b"")
 
 
 class AmqpConsumer:
@@ -93,7 +88,7 @@ class AmqpConsumer:
         self._taken_away = False
         self._settled_at = 0.0
         self._short_since: float | None = None
-        self._channel: Channel | None = None
+        self._lane: Lane | None = None
         self._wake = asyncio.Event()
         self._surplus: asyncio.TimerHandle | None = None
         self._trim = False
@@ -106,7 +101,7 @@ class AmqpConsumer:
     @property
     def is_at_the_broker(self) -> bool:
         """Are there as many consumers at the broker as are asked for, or were just now?"""
-        if self._channel is not None and len(self._at_broker) >= self._wanted():
+        if self._lane is not None and len(self._at_broker) >= self._wanted():
             self._short_since = None
             return True
         if self._short_since is None:
@@ -153,7 +148,7 @@ class AmqpConsumer:
             if delivery in self._out:
                 self._out.discard(delivery)
                 self._settled_at = monotonic()
-                known &= await self._tell(delivery, ACK)
+                known &= self._tell(delivery.receipt, ACK)
             elif delivery in self._lost:
                 known = self._forget(delivery)
         self._look_for_surplus()
@@ -177,12 +172,12 @@ class AmqpConsumer:
 
     async def _release(self, delivery: Delivery, delay: float) -> None:
         try:
-            if not has_expired(delivery.receipt[2]):
-                await self._again(self.queue, delivery.receipt[2], delivery.deliveries, delay)
+            if not has_expired(delivery.receipt):
+                await self._again(self.queue, delivery.receipt, delivery.deliveries, delay)
         except BuslineError:
-            await self._tell(delivery, GIVE_BACK)
+            self._tell(delivery.receipt, GIVE_BACK)
         else:
-            await self._tell(delivery, ACK)
+            self._tell(delivery.receipt, ACK)
 
     async def extend(self, *deliveries: Delivery, lease: float) -> Sequence[Delivery]:
         """Never called: a message is ours as long as the connection lives."""
@@ -206,13 +201,13 @@ class AmqpConsumer:
         self._leave(self)
 
     async def _give_back_everything(self) -> None:
-        channel = self._channel
-        if channel is None or channel.is_closed:
+        lane = self._lane
+        if lane is None or not lane.is_open:
             return
         try:
             async with asyncio.timeout(GIVE_BACK_TIMEOUT):
                 await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
-                await self._at_broker.remove(channel, list(self._at_broker.tags))
+                await self._at_broker.remove(lane, list(self._at_broker.tags))
                 await asyncio.gather(*(self._release(delivery, 0.0) for delivery in self._take_back()))
                 await self._errands.end(GIVE_BACK_TIMEOUT)
         except LIBRARY as error:  # its channel closes next, which gives back the rest
@@ -226,17 +221,14 @@ class AmqpConsumer:
 
     # -- the messages -------------------------------------------------------------------------------------------
 
-    async def _arrived(self, delivered: DeliveredMessage) -> None:
-        channel = delivered.channel
-        assert isinstance(channel, Channel)
-        receipt: Receipt = (channel, delivered.delivery_tag or 0, delivered)
+    def _arrived(self, delivered: Delivered) -> None:
         if not is_readable(delivered):
-            await self._tell(Delivery(UNREADABLE, self.queue, receipt), REJECT)
+            self._tell(delivered, REJECT)
             return
         if has_expired(delivered):  # on its way through the delay queues, say
-            await self._tell(Delivery(UNREADABLE, self.queue, receipt), ACK)
+            self._tell(delivered, ACK)
             return
-        delivery = Delivery(message_of(delivered, self._topic), self.queue, receipt, delivery_count(delivered))
+        delivery = Delivery(message_of(delivered, self._topic), self.queue, delivered, delivery_count(delivered))
         self._out.add(delivery)
         self._ready.append(delivery)
         if self._slots and self._ended is None:
@@ -262,24 +254,17 @@ class AmqpConsumer:
             self._hand_out()
         self._look_for_surplus()
 
-    async def _tell(self, delivery: Delivery, verb: Verb) -> bool:
+    def _tell(self, delivered: Delivered, verb: Verb) -> bool:
         """False if its connection has ended, and the broker therefore gives the message again."""
-        channel, number, _ = delivery.receipt
-        try:
-            if verb is ACK:
-                await channel.basic_ack(number, wait=False)
-            else:
-                await channel.basic_nack(number, requeue=verb is GIVE_BACK, wait=False)
-        except LIBRARY as error:
-            if was_cancelled(error):  # and the frame has not left
-                self._errands.start(self._tell_all_the_same(delivery, verb))
-                raise
+        lane = delivered.lane
+        if lane is None or not lane.is_open:
             self.stale_settlements += 1
             return False
+        if verb is ACK:
+            lane.ack(delivered.delivery_tag)
+        else:
+            lane.nack(delivered.delivery_tag, requeue=verb is GIVE_BACK)
         return True
-
-    async def _tell_all_the_same(self, delivery: Delivery, verb: Verb) -> None:
-        await self._tell(delivery, verb)
 
     def _forget(self, delivery: Delivery) -> bool:
         self._lost.discard(delivery)
@@ -288,11 +273,11 @@ class AmqpConsumer:
 
     async def _is_settled(self) -> bool:
         """A round trip on the channel, which works off its methods in order."""
-        channel = self._channel
-        if channel is None:
+        lane = self._lane
+        if lane is None:
             return False
         try:
-            await self._at_broker.round_trip(channel)
+            await self._at_broker.round_trip(lane)
         except LIBRARY as error:
             if was_cancelled(error):
                 raise
@@ -367,17 +352,18 @@ class AmqpConsumer:
 
     async def _consume_in(self, session: Session) -> None:
         """Until the session, or the channel, ends; raises what ended the channel."""
-        channel = await session.channel(lasting=False)
+        lane = await session.lane(lasting=False)
+        channel = lane.channel
         try:
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
             closing = channel.closing
             closing.add_done_callback(lambda _: self._wake.set())
-            await self._at_broker.round_trip(channel)
-            self._channel = channel
+            await self._at_broker.round_trip(lane)
+            self._lane = lane
             while not closing.done():
                 if self._taken_away:
                     await self._find_out(session)
-                await self._adjust(channel)
+                await self._adjust(lane)
                 await self._wake.wait()
                 self._wake.clear()
             closing.result()
@@ -387,7 +373,7 @@ class AmqpConsumer:
 
     def _lose_channel(self) -> None:
         """What came on it and was not received is the broker's again."""
-        self._channel = None
+        self._lane = None
         self._at_broker.tags.clear()
         self._out.difference_update(self._ready)
         self._ready.clear()
@@ -395,17 +381,17 @@ class AmqpConsumer:
         self._out.clear()
         self._answer_resizes()
 
-    async def _adjust(self, channel: Channel) -> None:
+    async def _adjust(self, lane: Lane) -> None:
         wanted = self._wanted()
         while len(self._at_broker) < wanted:
-            await self._at_broker.add(channel)
+            await self._at_broker.add(lane)
             wanted = self._wanted()
         if self._trim or self._resized:
             self._trim = False
             await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
             wanted = self._wanted() if self._slots else 0
-            idle = self._at_broker.idle_first(delivery.receipt[2] for delivery in self._out)
-            await self._at_broker.remove(channel, idle[: max(0, len(idle) - wanted)])
+            idle = self._at_broker.idle_first(delivery.receipt for delivery in self._out)
+            await self._at_broker.remove(lane, idle[: max(0, len(idle) - wanted)])
             await self._give_back_unasked()
             self._answer_resizes()
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 
-from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.common import FieldValue
 
@@ -22,7 +21,7 @@ from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import PERSISTENT, TRANSIENT, is_readable, message_of, properties
 from busline.transports.amqp.publishing import Outlet
-from busline.transports.amqp.wire import Consume, Declare, Delete
+from busline.transports.amqp.wire import Consume, Declare, Delete, Delivered
 
 DIRECT = "amq.rabbitmq.reply-to"
 QUEUE = "busline.reply."
@@ -120,12 +119,12 @@ class AmqpInbox:
     async def up(self, session: Session) -> None:
         """See `Resident`."""
         await self._outlet.up(session)
-        channel = self._outlet.channel
+        lane = self._outlet.lane
         if self._queue:
             expires: dict[str, FieldValue] = {"x-queue-type": "classic", "x-expires": round(QUEUE_EXPIRES * 1000)}
-            await channel.rpc(Declare(queue=self._queue, durable=True, arguments=expires))
-        channel.consumers["replies"] = self._arrived
-        await channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=not self._queue, consumer_tag="replies"))
+            await lane.channel.rpc(Declare(queue=self._queue, durable=True, arguments=expires))
+        lane.subscribe("replies", self._arrived)
+        await lane.channel.rpc(Consume(queue=self._queue or DIRECT, no_ack=not self._queue, consumer_tag="replies"))
         if not self._queue:
             try:
                 self._address = await self._learn_address(session)
@@ -138,15 +137,13 @@ class AmqpInbox:
         if not self._queue and not self.closed:
             self._on_lost()
 
-    async def _arrived(self, delivered: DeliveredMessage) -> None:
+    def _arrived(self, delivered: Delivered) -> None:
         if not self.closed and is_readable(delivered):
             self._on_reply(message_of(delivered))
         if self._queue:  # acked, so that a reply on its way to a connection that has ended comes again
-            try:
-                await delivered.channel.basic_ack(delivered.delivery_tag or 0, wait=False)
-            except LIBRARY as error:
-                if was_cancelled(error):
-                    raise
+            assert delivered.lane is not None
+            if delivered.lane.is_open:
+                delivered.lane.ack(delivered.delivery_tag)
 
     async def _learn_address(self, session: Session) -> str:
         """The broker writes the address into what is published; so a message to ourselves tells it."""
@@ -154,9 +151,9 @@ class AmqpInbox:
             mirror = await channel.queue_declare(exclusive=True)
             name = mirror.queue or ""
             question = properties(Message("busline.address", b""), reply_to=DIRECT, mode=TRANSIENT)
-            await self._outlet.channel.basic_publish(b"", routing_key=name, properties=question)
+            await self._outlet.put("", name, b"", question, None)
             delivered = await get(channel, name)
             await channel.queue_delete(name)
-        if delivered is None or not (address := delivered.header.properties.reply_to):
+        if delivered is None or not (address := delivered.properties.reply_to):
             raise ConnectionLost(f"{self._link.where} gave no address for replies")
         return address

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
@@ -20,7 +19,7 @@ from busline.transports.amqp.properties import has_expired, message_of, properti
 from busline.transports.amqp.publishing import Outlet
 from busline.transports.amqp.registry import Entry, Register, Registrar
 from busline.transports.amqp.topology import find_queue
-from busline.transports.amqp.wire import Declare, Purge
+from busline.transports.amqp.wire import Declare, Delivered, Purge
 
 
 class Inspection:
@@ -66,11 +65,11 @@ class Inspection:
         """The first messages that are ready; they are taken, and given back together."""
         await self.find(session, queue)
         async with session.scratch() as channel:
-            taken: list[DeliveredMessage] = []
+            taken: list[Delivered] = []
             while len(taken) < limit and (delivered := await _next(channel, queue)) is not None:
                 taken.append(delivered)
             for delivered in taken:
-                await channel.basic_nack(delivered.delivery_tag or 0, requeue=True, wait=False)
+                await channel.basic_nack(delivered.delivery_tag, requeue=True, wait=False)
         return [message_of(delivered) for delivered in taken]
 
     async def purge(self, session: Session, queue: str) -> int:
@@ -91,15 +90,15 @@ class Inspection:
                 message = message_of(delivered)
                 again = properties(message, reply_to=message.reply_to)
                 await self._outlet.put("", to, message.body, again, lambda: QueueNotFound(to, self._link.where))
-                await channel.basic_ack(delivered.delivery_tag or 0)
+                await channel.basic_ack(delivered.delivery_tag)
                 moved += 1
         return moved
 
 
-async def _next(channel: Channel, queue: str) -> DeliveredMessage | None:
+async def _next(channel: Channel, queue: str) -> Delivered | None:
     """The first that waits; what has expired and was not the first until now is deleted."""
     while (delivered := await get(channel, queue)) is not None and has_expired(delivered):
-        await channel.basic_ack(delivered.delivery_tag or 0, wait=False)
+        await channel.basic_ack(delivered.delivery_tag, wait=False)
     return delivered
 
 

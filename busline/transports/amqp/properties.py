@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import copy
-from datetime import UTC, datetime
+from datetime import datetime
 from math import ceil
-from secrets import token_hex
+from random import getrandbits
+from struct import error as StructError
 from time import time
 from typing import Any
 
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
-
 from busline.errors import ConfigurationError, MessageTooLarge
 from busline.message import DIED, NO_HEADERS, Message
-from busline.transports.amqp.wire import UNREADABLE
+from busline.transports.amqp.wire import UNREADABLE, Delivered, Header, Properties, encode
 
 MAX_BYTES = 16 * 1024 * 1024
 """Body and metadata; RabbitMQ 4 takes no larger bodies."""
@@ -61,26 +59,45 @@ def check(message: Message) -> None:
         raise ConfigurationError(f"priority {message.priority} of {message.topic!r} is not in 0 to {MAX_PRIORITY}")
 
 
-def properties(message: Message, *, reply_to: str | None = None, mode: int = PERSISTENT) -> Basic.Properties:
-    """For one attempt to send: its message_id is fresh, because the library pairs a returned message by it."""
-    headers: dict[str, Any] = {**message.headers} if message.headers else {}
+def properties(
+    message: Message, *, reply_to: str | None = None, mode: int = PERSISTENT, delayed: bool = False
+) -> Header:
+    """For one attempt to send. `delayed`: by the ladder, where an expiration would end the delay, not the message.
+    Raises ConfigurationError for texts that AMQP has no room for."""
+    headers: dict[str, str | int] = {**message.headers} if message.headers else {}
     if message.meta:
         headers[META] = message.meta
     if message.expendable:
         headers[EXPIRES] = 0 if message.ttl is None else ceil((time() + message.ttl) * 1000)
-    return Basic.Properties(
+    try:
+        return header(
+            mode=mode,
+            headers=headers,
+            priority=message.priority,
+            correlation_id=message.correlation_id,
+            reply_to=reply_to or message.reply_to,
+            expiration=_expiration(message.ttl) if message.expendable and not delayed else None,
+            message_type=message.topic,
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"a message of {message.topic!r} cannot be sent: {error}") from None
+
+
+def header(*, mode: int = PERSISTENT, **more: Any) -> Header:
+    """Of something that leaves now; see `encode` for `more`."""
+    return encode(
+        message_id=_message_id(),
+        timestamp=int(time()),
+        mode=mode,
         content_type="application/json",
-        headers=headers or None,
-        delivery_mode=mode,
-        priority=message.priority or None,
-        correlation_id=message.correlation_id,
-        reply_to=reply_to or message.reply_to,
-        expiration=_expiration(message.ttl) if message.expendable else None,
-        message_id=token_hex(16),
-        timestamp=datetime.now(UTC),
-        message_type=message.topic,
         app_id=APP_ID,
+        **more,
     )
+
+
+def _message_id() -> str:
+    """Fresh, because a returned message is known by it; no secret."""
+    return f"{getrandbits(128):032x}"
 
 
 def _expiration(ttl: float | None) -> str | None:
@@ -88,26 +105,26 @@ def _expiration(ttl: float | None) -> str | None:
     return None if ttl is None else str(max(0, ceil(ttl * 1000)))
 
 
-def life(found: Basic.Properties) -> float | None:
+def life(found: Properties) -> float | None:
     """Seconds until the broker may delete it, 0 or less if that is past; None for what it must keep."""
     expires = found.headers.get(EXPIRES) if found.headers else None
     return expires / 1000 - time() if isinstance(expires, int) and expires > 0 else None
 
 
-def has_expired(delivered: DeliveredMessage) -> bool:
+def has_expired(delivered: Delivered) -> bool:
     """Is it one that is of no use any more, and that the broker has not deleted because it was not its turn?"""
-    left = life(delivered.header.properties)
+    left = life(delivered.properties)
     return left is not None and left <= 0
 
 
-def is_readable(delivered: DeliveredMessage) -> bool:
+def is_readable(delivered: Delivered) -> bool:
     """False for a message whose properties could not be decoded."""
-    return delivered.header.properties.delivery_mode != UNREADABLE
+    return delivered.properties.delivery_mode != UNREADABLE
 
 
-def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
+def message_of(delivered: Delivered, topic: str = "") -> Message:
     """What was delivered. `topic` is that of a message that names none and came straight to the queue."""
-    found = delivered.header.properties
+    found = delivered.properties
     headers = found.headers or {}
     meta = headers.get(META) if headers else None
     by_key = delivered.exchange or not topic
@@ -125,9 +142,9 @@ def message_of(delivered: DeliveredMessage, topic: str = "") -> Message:
     )
 
 
-def delivery_count(delivered: DeliveredMessage) -> int:
+def delivery_count(delivered: Delivered) -> int:
     """How often it was handed out, releases not counted. Quorum queues count; of others only a first is known."""
-    headers = delivered.header.properties.headers
+    headers = delivered.properties.headers
     if not headers:
         return 2 if delivered.redelivered else 1
     before, count = headers.get(DELIVERIES, 0), headers.get("x-delivery-count")
@@ -136,17 +153,20 @@ def delivery_count(delivered: DeliveredMessage) -> int:
     return 2 if delivered.redelivered or before else 1
 
 
-def released(found: Basic.Properties, deliveries: int) -> Basic.Properties:
+def released(found: Properties, deliveries: int, *, delayed: bool) -> Header:
     """Of the copy that takes the place of a released message: as it came, and the broker counts anew."""
     headers = {key: value for key, value in (found.headers or {}).items() if key in _KEPT or key not in _OF_THE_BROKER}
     if died := _died((found.headers or {}).get("x-death")):
         headers[DIED] = died
     if deliveries > 1:
         headers[DELIVERIES] = deliveries - 1
-    again = copy(found)
-    again.headers, again.message_id = headers or None, token_hex(16)
-    again.expiration = _expiration(life(found))
-    return again
+    again = copy(found.full())
+    again.headers, again.message_id = headers or None, _message_id()
+    again.expiration = None if delayed else _expiration(life(found))
+    try:
+        return Header.of(again)
+    except (ValueError, TypeError, OverflowError, StructError) as error:  # what it decodes, the library may not be able to encode
+        raise ConfigurationError(f"a message cannot be sent again as it came: {error}") from None
 
 
 def _own(headers: Mapping[str, Any]) -> dict[str, str]:

@@ -17,13 +17,13 @@ from typing import Any
 
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
-from pamqp.commands import Basic
 
 from busline.errors import ConnectionLost
 from busline.message import QueueSpec
 from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Session
+from busline.transports.amqp.properties import header
 from busline.transports.amqp.publishing import Outlet
 from busline.transports.amqp.url import Kind
 from busline.transports.amqp.wire import Declare
@@ -193,8 +193,7 @@ class Registrar:
 
     async def _write(self, register: Register) -> None:
         text = json.dumps({name: _plain(entry) for name, entry in sorted(register.queues.items())})
-        properties = Basic.Properties(delivery_mode=2, content_type="application/json", app_id="busline")
-        await self._outlet.put("", REGISTER, text.encode(), properties, lambda: ConnectionLost("the register is gone"))
+        await self._outlet.put("", REGISTER, text.encode(), header(), lambda: ConnectionLost("the register is gone"))
 
 
 async def _take(session: Session) -> bool:
@@ -226,7 +225,7 @@ async def _read(channel: Channel) -> Register:
     await channel.rpc(Declare(queue=REGISTER, durable=True, arguments={"x-queue-type": "classic"}))
     register = Register()
     while (delivered := await get(channel, REGISTER)) is not None:
-        register.tags.append(delivered.delivery_tag or 0)
+        register.tags.append(delivered.delivery_tag)
         register.queues |= _entries(delivered.body)
     return register
 

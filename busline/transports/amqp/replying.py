@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from aiormq.channel import Channel
-from pamqp.commands import Basic
-
 from busline.errors import BuslineError, ConnectionLost
 from busline.transports.amqp.faults import LIBRARY, translate, was_cancelled
 from busline.transports.amqp.link import Link, Session
+from busline.transports.amqp.wire import Header, Lane
 
 
 class ReplyOutlet:
@@ -15,29 +13,23 @@ class ReplyOutlet:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._channel: Channel | None = None
+        self._lane: Lane | None = None
 
     async def up(self, session: Session) -> None:
         """See `Resident`."""
-        self._channel = await session.channel()
+        self._lane = await session.lane()
 
     def down(self) -> None:
         """See `Resident`."""
-        self._channel = None
+        self._lane = None
 
-    async def put(self, address: str, body: bytes, properties: Basic.Properties) -> bool:
-        """Returns once it has left the process, so that the ack which follows cannot overtake it by a crash.
+    async def put(self, address: str, body: bytes, header: Header) -> bool:
+        """It leaves the process before the ack which follows does, so that a crash cannot part them the wrong way.
 
         Not mandatory: before RabbitMQ 4.2 a delivered reply is returned as unroutable all the same.
         """
-        channel = self._channel
         try:
-            if channel is None:
-                await self._link.session()
-                channel = self._channel
-                if channel is None:
-                    raise ConnectionLost(f"the connection to {self._link.where} has just ended")
-            await channel.basic_publish(body, routing_key=address, properties=properties)
+            (await self._ready()).publish("", address, header, body)
         except BuslineError:
             raise
         except LIBRARY as error:
@@ -45,3 +37,13 @@ class ReplyOutlet:
                 raise
             raise translate(error, self._link.where) from error
         return True
+
+    async def _ready(self) -> Lane:
+        if self._lane is None:
+            await self._link.session()
+        lane = self._lane
+        if lane is None:
+            raise ConnectionLost(f"the connection to {self._link.where} has just ended")
+        if lane.is_full:
+            await lane.room()
+        return lane

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
 from pamqp import commands
 
-from busline.transports.amqp.wire import Consume
+from busline.transports.amqp.wire import Consume, Delivered, Lane
 
-Arrived = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
+Arrived = Callable[[Delivered], None]
 
 
 class Subscriptions:
@@ -28,37 +24,36 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self.tags)
 
-    async def round_trip(self, channel: Channel) -> None:
+    async def round_trip(self, lane: Lane) -> None:
         """Whatever was asked of the channel before has been done, and how much each that begins now may fetch is
         said."""
-        await channel.basic_qos(prefetch_count=self._prefetch)
+        await lane.channel.basic_qos(prefetch_count=self._prefetch)
 
-    async def add(self, channel: Channel) -> None:
+    async def add(self, lane: Lane) -> None:
         """One more. What the broker has against it, it says by closing the channel."""
         self._number += 1
         stem = self._queue[:200] if self._queue.isascii() else "busline"
         tag = f"{stem}/{self._number}"
-        channel.consumers[tag] = self._arrived
+        lane.subscribe(tag, self._arrived)
         self.tags.append(tag)
-        await channel.rpc(Consume(queue=self._queue, consumer_tag=tag, nowait=True))
+        await lane.channel.rpc(Consume(queue=self._queue, consumer_tag=tag, nowait=True))
 
-    async def remove(self, channel: Channel, tags: Sequence[str]) -> None:
+    async def remove(self, lane: Lane, tags: Sequence[str]) -> None:
         """All in one go, and one round trip in which whatever was on its way to them arrives."""
         for tag in tags:
             if tag in self.tags:
                 self.tags.remove(tag)
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag, nowait=True))
+                await lane.channel.rpc(commands.Basic.Cancel(consumer_tag=tag, nowait=True))
         if tags:
-            await self.round_trip(channel)
-            await asyncio.sleep(0)  # the library hands over in tasks
+            await self.round_trip(lane)
             for tag in tags:
-                channel.consumers.pop(tag, None)
+                lane.unsubscribe(tag)
 
     def taken_away(self, tag: str | None) -> None:
         """By the broker."""
         if tag in self.tags:
             self.tags.remove(tag)
 
-    def idle_first(self, busy: Iterable[DeliveredMessage]) -> list[str]:
+    def idle_first(self, busy: Iterable[Delivered]) -> list[str]:
         """The tags, those last to which a message came that is `busy`."""
         return sorted(self.tags, key={delivered.consumer_tag for delivered in busy}.__contains__)

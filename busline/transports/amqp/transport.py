@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
 
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
-
 from busline.errors import (
     BuslineError,
     ConfigurationError,
@@ -35,6 +32,7 @@ from busline.transports.amqp.registry import Register, Registrar
 from busline.transports.amqp.replying import ReplyOutlet
 from busline.transports.amqp.topology import CALLS, EVENTS, declare_exchanges
 from busline.transports.amqp.url import Settings, parse
+from busline.transports.amqp.wire import Delivered, Header, Turn
 from busline.transports.base import Remark
 
 T = TypeVar("T")
@@ -73,8 +71,9 @@ class AmqpTransport:
     def _make(self) -> None:
         """What one opening needs; nothing connects yet."""
         settings = self._settings
-        self._out = Link(settings, "out")
-        self._in = Link(settings, "in")
+        turn = Turn()
+        self._out = Link(settings, "out", turn, sends=True)
+        self._in = Link(settings, "in", turn, sends=False)
         self._outlet = Outlet(self._out, settings.timeout)
         self._replies = ReplyOutlet(self._out)
         self._ladder = Ladder()
@@ -229,9 +228,9 @@ class AmqpTransport:
         exchange, key = _route(to)
         await self._outlet.put(exchange, key, message.body, properties(message), lambda: self._unroutable(to))
 
-    async def _again(self, queue: str, delivered: DeliveredMessage, deliveries: int, delay: float) -> None:
+    async def _again(self, queue: str, delivered: Delivered, deliveries: int, delay: float) -> None:
         """A copy of what was delivered, to the same queue."""
-        found = released(delivered.header.properties, deliveries)
+        found = released(delivered.properties, deliveries, delayed=delay > 0)
         to = ToQueue(queue)
         if delay > 0:
             await self._climb(to, delay, delivered.body, found)
@@ -242,14 +241,13 @@ class AmqpTransport:
         queue = to.queue if isinstance(to, ToQueue) else await self._owner(to.topic)
         if queue not in self._attached:
             await self._do(lambda session: self._inspection.find(session, queue))
-        await self._climb(ToQueue(queue), message.delay, message.body, properties(message))
+        await self._climb(ToQueue(queue), message.delay, message.body, properties(message, delayed=True))
 
-    async def _climb(self, to: ToQueue, delay: float, body: bytes, found: Basic.Properties) -> None:
+    async def _climb(self, to: ToQueue, delay: float, body: bytes, found: Header) -> None:
         """Into the ladder, at whose end the queue is."""
         number = delays.ticks(delay)
         if not self._ladder.is_ready(number, to.queue):
             await self._errands.run(self._prepare(number, to.queue))
-        found.expiration = None  # at a step of the ladder it would end the delay, and not the message
         key = delays.routing_key(number, to.queue)
         await self._outlet.put(delays.entrance(number), key, body, found, lambda: self._unroutable(to))
 
