@@ -25,7 +25,7 @@ from pamqp.heartbeat import Heartbeat
 from busline.message import Message, QueueSpec, ToQueue
 from busline.transports.amqp import from_url
 from busline.transports.amqp.properties import properties
-from busline.transports.amqp.wire import UNREADABLE, Delivered, Header, Lane, Outcome, Turn, encode, reading, writing
+from busline.transports.amqp.wire import Delivered, Header, Lane, Outcome, Turn, encode, reading, writing
 from busline.transports.amqp.wire.stream import FRAME_MAX, GATHERED, Stream, Writer
 from tests.proxy import Proxy
 from tests.servers import Rabbit
@@ -280,7 +280,7 @@ async def test_an_undecodable_header_becomes_one_that_says_so_and_the_stream_goe
     end.stream.data_received(frame(2, 1, spoiled) + frame(8, 0, b"") + frame(2, 1, HEADER))
     frames = [each for _, each in await end.left()]
     assert [getattr(each, "body_size", None) for each in frames] == [3, None, 3]
-    assert frames[0].properties.delivery_mode == UNREADABLE
+    assert frames[0].properties.delivery_mode == reading.UNREADABLE
     assert frames[2].properties.message_type == "orders.create"
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from busline.errors import ConfigurationError, MessageTooLarge
 from busline.message import DIED, NO_HEADERS, Message
-from busline.transports.amqp.wire import UNREADABLE, Delivered, Header, Properties, encode
+from busline.transports.amqp.wire import Delivered, Header, Properties, encode
+from busline.transports.amqp.wire.reading import UNREADABLE
 
 MAX_BYTES = 16 * 1024 * 1024
 """Body and metadata; RabbitMQ 4 takes no larger bodies."""
@@ -165,7 +166,7 @@ def released(found: Properties, deliveries: int, *, delayed: bool) -> Header:
     again.expiration = None if delayed else _expiration(life(found))
     try:
         return Header.of(again)
-    except (ValueError, TypeError, OverflowError, StructError) as error:  # what it decodes, the library may not be able to encode
+    except (ValueError, TypeError, OverflowError, StructError) as error:  # not all that it decodes
         raise ConfigurationError(f"a message cannot be sent again as it came: {error}") from None
 
 

@@ -6,12 +6,11 @@ A `Lane` is a channel with that fast way, and a `Stream` the connection's bytes,
 
 from busline.transports.amqp.wire.lane import Lane, Outcome
 from busline.transports.amqp.wire.methods import Bind, Consume, Declare, Delete, Get, Purge, Unbind
-from busline.transports.amqp.wire.reading import UNREADABLE, Delivered, Properties
+from busline.transports.amqp.wire.reading import Delivered, Properties
 from busline.transports.amqp.wire.stream import Socket, Turn
 from busline.transports.amqp.wire.writing import Header, encode
 
 __all__ = [
-    "UNREADABLE",
     "Bind",
     "Consume",
     "Declare",

@@ -271,8 +271,9 @@ class Socket(TransportFactory):
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         stream = Stream(reader, self._turn, self._first, self._on_blocked)
+        host, port = url.host or "", url.port or 0
         try:
-            transport, _ = await loop.create_connection(lambda: stream, url.host or "", url.port or 0, ssl=context, **kwargs)
+            transport, _ = await loop.create_connection(lambda: stream, host, port, ssl=context, **kwargs)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.stream = stream
