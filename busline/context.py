@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from busline.jobs import Job, Progress
 from busline.message import Delivery
 from busline.wire import Envelope
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Departure(Protocol):
@@ -43,6 +47,7 @@ class Settling(Protocol):
     async def set_progress(self, current: float, total: float | None, note: str) -> None: ...
     async def last_progress(self) -> Progress | None: ...
     def transaction(self) -> AbstractAsyncContextManager[Any]: ...
+    def wait(self, verb: Callable[[], Awaitable[T]], /) -> T: ...
     async def ack(self) -> None: ...
     async def nack(self, *, requeue: bool, delay: float) -> None: ...
 
@@ -153,6 +158,16 @@ class Context:
         handler does. Raises ConfigurationError unless the message has a claim and the store is SQLite or PostgreSQL.
         """
         return self._work.transaction()
+
+    def wait(self, verb: Callable[P, Awaitable[T]], /, *arguments: P.args, **options: P.kwargs) -> T:
+        """For a plain function, which runs in a thread and cannot await: `ctx.wait(ctx.progress, 500, 10_000)` does
+        what `await ctx.progress(500, 10_000)` does in an async one, and returns when it is done.
+
+        Any verb, from the thread in which the function was called. Once the handler was cancelled (its job, its time
+        limit, a lost lease) it does nothing and raises asyncio.CancelledError, so that the thread ends, too. Raises
+        ConfigurationError in async code, and what the verb raises.
+        """
+        return self._work.wait(partial(verb, *arguments, **options))
 
     async def ack(self) -> None:
         """The message is done with, whatever comes: returns once the broker has forgotten it.

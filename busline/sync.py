@@ -23,7 +23,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from busline.errors import ConfigurationError, TransportClosed
-from busline.jobs import Job
+from busline.jobs import Job, JobInfo
 from busline.signatures import (
     AsyncContextFirst,
     AsyncHandler,
@@ -220,6 +220,10 @@ class SyncBus:
             return self._bus.job(id)
 
         return SyncJob(self._do(find), self._do)
+
+    def jobs(self, limit: int = 50, *, topic: str = "") -> list[JobInfo]:
+        """`Bus.jobs`."""
+        return self._do(partial(self._bus.jobs, limit, topic=topic))
 
     def publish(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar, overload
 
 from busline.jobs import Job, JobInfo, JobState, Progress
@@ -47,8 +47,18 @@ class SyncJob:
         return self._do(self._job.status)
 
     def progress(self) -> Progress | None:
-        """What its handler said last, or None."""
+        """What its handler said last, or None; `watch` tells each time that it says more."""
         return self.info().progress
+
+    def watch(self) -> Iterator[JobInfo]:
+        """`Job.watch`: how it is now, and then each change, until it has ended."""
+        changes = self._job.watch()
+
+        async def next_one() -> JobInfo | None:
+            return await anext(changes, None)
+
+        while (info := self._do(next_one)) is not None:
+            yield info
 
     @overload
     def result(self, timeout: float | None = None, *, returns: type[T]) -> T: ...

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from anyio import from_thread
 
 from busline.driving import Drive
 from busline.errors import AlreadySettled, ConfigurationError, StoreUnavailable
@@ -20,6 +25,8 @@ from busline.wire import Envelope
 
 if TYPE_CHECKING:
     from busline.context import Departure as AnyDeparture
+
+T = TypeVar("T")
 
 EARLY_ACK = "ack='early'"
 OWN_ACK = "ctx.ack()"
@@ -121,6 +128,21 @@ class Work:
         self.settle_by(f"ctx.nack(requeue={requeue})")
         self.requeue = (requeue, delay)
 
+    def wait(self, verb: Callable[[], Awaitable[T]]) -> T:
+        """For `ctx.wait()`."""
+
+        async def act() -> T:
+            if self.over:
+                raise asyncio.CancelledError
+            return await verb()
+
+        if _in_a_loop():
+            raise ConfigurationError("ctx.wait() is for plain functions, which run in a thread: await the verb instead")
+        try:
+            return from_thread.run(act)
+        except concurrent.futures.CancelledError:  # an Exception, which the function might take for a failure
+            raise asyncio.CancelledError("the handler was cancelled") from None
+
     # -- what needs a claim -------------------------------------------------------------------------------------
 
     def next_id(self) -> str | None:
@@ -156,3 +178,11 @@ class Work:
                 f"message a key. It {NO_STORE}"
             )
         return self.held.transaction()
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -63,6 +63,25 @@ async def check_a_job_tells_its_state_progress_and_result(h: Harness) -> None:
     assert (seen[-1].current, seen[-1].fraction, seen[-1].note) == (10, 1.0, "rows")
 
 
+async def check_a_plain_function_tells_its_progress_too(h: Harness) -> None:
+    """Through `ctx.wait`, in order and before it goes on; its next attempt reads it."""
+    service = h.unique("svc")
+    bus = keeping(h, service=service)
+
+    @bus.handler(f"{service}.rows", retry=SOON)
+    def rows(upto: int, ctx: Context) -> list[float]:
+        last = ctx.wait(ctx.last_progress)
+        if last is not None:
+            return [last.current, upto]
+        for row in range(upto):
+            ctx.wait(ctx.progress, row, total=upto)
+        raise OSError("halfway")
+
+    async with bus.worker():
+        job = await bus.send(f"{service}.rows", 3, track=True)
+        assert await job.result(PATIENCE) == [2, 3]
+
+
 async def _is(job: Any, state: str) -> bool:
     return bool(await job.status() == state)
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from anyio import CapacityLimiter
 
-from busline import Bus, RemoteError, Retry
+from busline import Bus, Context, Idempotency, JobCancelled, RemoteError, Retry
 from busline.errors import CodecError, ConfigurationError
 from busline.executors import ThreadRun, run_in_process
 from busline.slots import QueueSlots
+from busline.testing.scenes import eventually
 
 numbers = count()
 NAME: ContextVar[str] = ContextVar("NAME", default="outside")
@@ -209,6 +210,45 @@ async def test_a_plain_function_that_ends_within_the_grace_is_not_reported(
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_function_that_was_cancelled_ends_where_it_next_asks_for_something(bus: Bus) -> None:
+    ends: list[BaseException] = []
+    begun, go = asyncio.Event(), threading.Event()
+
+    @bus.handler("plain.rows", idempotency=Idempotency(lease=0.3))
+    def rows(ctx: Context) -> None:
+        ctx.wait(ctx.progress, 0)
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(20)
+        try:
+            ctx.wait(ctx.progress, 1)
+        except asyncio.CancelledError as error:
+            ends.append(error)
+            raise
+
+    loop = asyncio.get_running_loop()
+    async with bus.worker():
+        job = await bus.send("plain.rows", track=True)
+        await asyncio.wait_for(begun.wait(), 20)
+        await job.cancel()
+        with pytest.raises(JobCancelled):
+            await job.result(20)
+        go.set()
+        await eventually(lambda: len(ends) == 1)
+        progress = await job.progress()
+        assert progress is not None
+        assert progress.current == 0
+
+
+async def test_async_code_awaits_instead_of_waiting(bus: Bus) -> None:
+    @bus.handler("plain.wait")
+    async def wait(ctx: Context) -> None:
+        ctx.wait(ctx.progress, 1)
+
+    async with bus.worker():
+        with pytest.raises(RemoteError, match="await the verb instead"):
+            await bus.call("plain.wait")
 
 
 async def test_a_process_gives_the_json_of_its_result(there: object) -> None:

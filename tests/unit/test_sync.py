@@ -21,12 +21,15 @@ from busline import (
     CallTimeout,
     ConfigurationError,
     Context,
+    Job,
     JobTimeout,
     NoHandler,
     RemoteError,
     ReplyLost,
+    Retry,
     TransportClosed,
 )
+from busline.sync_jobs import SyncJob
 from busline.transports.memory import MemoryBroker, MemoryTransport
 
 
@@ -269,10 +272,16 @@ except KeyboardInterrupt:
 
 def test_jobs_are_followed_without_await_too(tmp_path: Path, url: str) -> None:
     bus = Bus(url, service="jobs", store=f"sqlite:///{tmp_path}/store.db")
+    go = threading.Event()
 
-    @bus.handler("jobs.count")
+    @bus.handler("jobs.count", retry=Retry(max_retries=0))
     async def count(upto: int, ctx: Context) -> dict[str, int]:
-        await ctx.progress(current=upto, total=upto)
+        for each in range(1, upto + 1):
+            await ctx.progress(current=each, total=upto)
+            if each == 2:
+                assert await anyio.to_thread.run_sync(go.wait, 20)
+        if upto == 1:
+            raise ValueError("too few")
         return {"counted": upto}
 
     @bus.handler("jobs.hang")
@@ -281,6 +290,10 @@ def test_jobs_are_followed_without_await_too(tmp_path: Path, url: str) -> None:
 
     with in_thread(bus), bus.sync() as sync:
         job = sync.send("jobs.count", 3, track=True)
+        for info in job.watch():
+            if info.progress is not None and info.progress.current == 2:
+                go.set()
+        assert info.state == "SUCCESS"
         assert job.result(20, returns=dict[str, int]) == {"counted": 3}
         same = sync.job(job.id)
         assert (same.status(), same.topic, job.topic) == ("SUCCESS", "", "jobs.count")
@@ -292,3 +305,14 @@ def test_jobs_are_followed_without_await_too(tmp_path: Path, url: str) -> None:
             same.retry()
         with pytest.raises(JobTimeout):
             sync.send("jobs.hang", track=True).result(0.1)
+        failed = sync.send("jobs.count", 1, track=True)
+        with pytest.raises(RemoteError, match="too few"):
+            failed.result(20)
+        failed.retry()
+        assert [info.state for info in failed.watch()][-1] == "FAILURE"
+        assert {info.id for info in sync.jobs(topic="jobs.count")} == {job.id, failed.id}
+
+
+def test_a_sync_job_has_every_verb_of_a_job() -> None:
+    for_senders = {"tracked", "untracked"}
+    assert {name for name in vars(Job) if name[0] != "_"} - for_senders == {n for n in vars(SyncJob) if n[0] != "_"}
