@@ -6,17 +6,18 @@ import asyncio
 from functools import partial
 from typing import Any
 
+from busline.codec import decode
 from busline.context import Context
 from busline.dead_letters import DeadLetters, Selection
 from busline.errors import ClaimLost, IdempotencyConflict, IdempotencyMismatch, RemoteError
 from busline.idempotency import Idempotency
 from busline.message import Message, ToQueue
 from busline.retry import Retry
-from busline.stores.memory import MemoryStore, MemoryVault
 from busline.testing.harness import Harness
 from busline.testing.scenes import PATIENCE, SOON, caller, dead_letters, eventually, raised, waiting
-from busline.testing.stored import Failing, keeping
+from busline.testing.stored import Failing, keeping, own_store
 from busline.transports.base import Inspectable
+from busline.wire import new_id
 
 ONCE = Idempotency(key="n", lease=2.0)
 
@@ -47,6 +48,48 @@ async def check_a_repeat_is_answered_from_the_store(h: Harness) -> None:
         assert followed[0] == followed[1]
         assert followed[0][0].endswith("/1")
         assert bus.stats.repeats == 1
+
+
+async def check_a_repeat_gets_the_same_bytes(h: Harness) -> None:
+    """As the broker carries them; nothing is read and written anew."""
+    service = h.unique("svc")
+    bus = keeping(h, service=service)
+
+    @bus.handler(f"{service}.work", idempotency=ONCE)
+    async def work(order: dict[str, int]) -> dict[str, Any]:
+        return {"run": new_id(), "n": order["n"], "a": 1e16, "ü": None}
+
+    replies: asyncio.Queue[Message] = asyncio.Queue()
+    async with bus.worker(), caller(h) as other:
+        raw = h.transport()
+        await raw.open()
+        inbox = await raw.open_inbox(replies.put_nowait, lambda: None)
+        bodies = []
+        for number in range(2):
+            await inbox.send(ToQueue(service), Message(f"{service}.work", b'{"n": 1}', correlation_id=str(number)))
+            bodies.append((await asyncio.wait_for(replies.get(), PATIENCE)).body)
+        await raw.aclose()
+        assert bodies[0] == bodies[1]
+        assert await other.call(f"{service}.work", {"n": 1}, timeout=PATIENCE) == decode(bodies[0])
+
+
+async def check_a_claim_is_renewed_while_its_handler_runs(h: Harness) -> None:
+    """For longer than its lease: who asks meanwhile waits, and gets the one result."""
+    service = h.unique("svc")
+    store: Any = Failing(own_store(h))
+    bus = keeping(h, service=service, store=store)
+    ran: list[str] = []
+
+    @bus.handler(f"{service}.work", idempotency=Idempotency(lease=1.5))
+    async def work(text: str) -> str:
+        ran.append(text)
+        await eventually(lambda: store.did.count("extend") >= 4)  # one each third of the lease
+        return text
+
+    async with bus.worker(concurrency=2), caller(h) as other:
+        ask = partial(other.call, f"{service}.work", "x", idempotency_key="k", timeout=PATIENCE)
+        assert [await each for each in (asyncio.create_task(ask()), asyncio.create_task(ask()))] == ["x", "x"]
+    assert ran == ["x"]
 
 
 async def check_one_key_runs_once_among_many(h: Harness) -> None:
@@ -182,8 +225,8 @@ async def check_a_final_failure_is_answered_to_repeats(h: Harness) -> None:
 
 async def check_nothing_runs_while_the_store_is_down(h: Harness) -> None:
     """Its message comes again when the store is back; handlers that need no store, on other queues, work on."""
-    service, vault = h.unique("svc"), MemoryVault()
-    store: Any = Failing(MemoryStore(vault))
+    service = h.unique("svc")
+    store: Any = Failing(own_store(h))
     bus = keeping(h, service=service, store=store)
     ran: list[str] = []
 
@@ -209,8 +252,8 @@ async def check_nothing_runs_while_the_store_is_down(h: Harness) -> None:
 
 async def check_a_result_that_cannot_be_recorded_is_not_told(h: Harness) -> None:
     """Complete, then send, then reply, then ack: the first that fails stops the rest, and the message comes again."""
-    service, vault = h.unique("svc"), MemoryVault()
-    store: Any = Failing(MemoryStore(vault))
+    service = h.unique("svc")
+    store: Any = Failing(own_store(h))
     bus = keeping(h, service=service, store=store)
     runs = 0
 
@@ -232,8 +275,8 @@ async def check_a_result_that_cannot_be_recorded_is_not_told(h: Harness) -> None
 
 async def check_a_lost_claim_cancels_its_handler(h: Harness) -> None:
     """And its outcome is refused: somebody else may be at it."""
-    service, vault = h.unique("svc"), MemoryVault()
-    store: Any = Failing(MemoryStore(vault))
+    service = h.unique("svc")
+    store: Any = Failing(own_store(h))
     bus = keeping(h, service=service, store=store)
     ends: list[str] = []
 
@@ -249,7 +292,7 @@ async def check_a_lost_claim_cancels_its_handler(h: Harness) -> None:
         ends.append("done")
         return text
 
-    async with bus.worker(concurrency=1), keeping(h, store=MemoryStore(vault)) as other:
+    async with bus.worker(concurrency=1), keeping(h, store=own_store(h)) as other:
         store.down["extend"] = ClaimLost("the key")
         job = await other.send(f"{service}.work", "x", track=True)
         assert await job.result(3 * PATIENCE) == "x"

@@ -57,11 +57,12 @@ _vaults: WeakKeyDictionary[Harness, MemoryVault] = WeakKeyDictionary()
 
 def store_of(h: Harness) -> Store | None:
     """A new client of the harness's one store; None where its transports have their own."""
-    if isinstance(h, BringsStore):
-        return h.store()
-    if isinstance(h.transport(), HasStore):
-        return None
-    return MemoryStore(_vaults.setdefault(h, MemoryVault()))
+    return None if not isinstance(h, BringsStore) and isinstance(h.transport(), HasStore) else own_store(h)
+
+
+def own_store(h: Harness) -> Store:
+    """A new client of the harness's one store, or of one in memory for it."""
+    return h.store() if isinstance(h, BringsStore) else MemoryStore(_vaults.setdefault(h, MemoryVault()))
 
 
 def keeping(h: Harness, **options: Any) -> Bus:
