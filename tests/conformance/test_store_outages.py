@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, TypeVar
 
+import asyncpg
 import pytest
+import redis.asyncio
 
+from busline import Bus, Idempotency
 from busline.errors import StoreUnavailable
 from busline.stores import from_url
 from busline.stores.base import Claimed, Completed, InProgress, JobRecord, Store
 from busline.stores.dynamodb import DynamoStore
+from busline.testing.scenes import eventually
+from busline.testing.stored import Failing
+from busline.transports.memory import MemoryBroker, MemoryTransport
+from tests.aws_proxy import AwsProxy, refuse
 from tests.proxy import Proxy
 from tests.store_servers import Server, private
 
@@ -174,3 +183,137 @@ async def test_operations_that_are_cancelled_leave_the_store_usable(server: Serv
             await asyncio.wait([task])
         results = await asyncio.gather(*(store.claim(f"later-{each}", "", lease=LONG, ttl=LONG) for each in range(50)))
         assert all(isinstance(result, Claimed) for result in results)
+
+
+# -- no effect without a record ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def down(server: Server) -> AsyncIterator[None]:
+    await asyncio.to_thread(server.stop)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.start)
+
+
+@asynccontextmanager
+async def full_redis(server: Server) -> AsyncIterator[None]:
+    async with redis.asyncio.Redis.from_url(server.url) as there:
+        await there.config_set("maxmemory", "1mb")
+        yield
+        await there.config_set("maxmemory", "0")
+
+
+@asynccontextmanager
+async def full_postgres(server: Server) -> AsyncIterator[None]:
+    db = await asyncpg.connect(server.url)
+    try:
+        await db.execute("""
+            CREATE FUNCTION fill() RETURNS trigger AS $$
+            BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$ LANGUAGE plpgsql;
+            CREATE TRIGGER fill BEFORE INSERT OR UPDATE ON busline_claim EXECUTE FUNCTION fill()""")
+        yield
+        await db.execute("DROP TRIGGER fill ON busline_claim")
+    finally:
+        await db.close()
+
+
+@asynccontextmanager
+async def locked_postgres(server: Server) -> AsyncIterator[None]:
+    db = await asyncpg.connect(server.url)
+    try:
+        async with db.transaction():
+            await db.execute("LOCK TABLE busline_claim IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await db.close()
+
+
+@asynccontextmanager
+async def locked_sqlite(file: Path) -> AsyncIterator[None]:
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@asynccontextmanager
+async def throttled(front: AwsProxy) -> AsyncIterator[None]:
+    front.fail("UpdateItem", refuse("ProvisionedThroughputExceededException"), times=1_000_000)
+    yield
+    front.rules.clear()
+
+
+@asynccontextmanager
+async def silent(proxy: Proxy) -> AsyncIterator[None]:
+    proxy.swallow()
+    yield
+    proxy.pass_again()
+
+
+class Shop:
+    """A bus whose one handler notes its effects; it holds on to what it is told to."""
+
+    def __init__(self, url: str) -> None:
+        self.store: Any = Failing(from_url(url))
+        self.bus = Bus(MemoryTransport(MemoryBroker()), service="shop", store=self.store)
+        self.effects: list[str] = []
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.bus.handler("shop.sell", idempotency=Idempotency(lease=60))(self.sell)
+
+    async def sell(self, order: str) -> str:
+        self.effects.append(order)
+        if order.startswith("held"):
+            self.begun.set()
+            await self.go.wait()
+        return order.upper()
+
+    async def survives(self, what: str, trouble: AbstractAsyncContextManager[None]) -> None:
+        """What it did cannot be recorded meanwhile, so nobody is told; what comes meanwhile does not run."""
+        self.begun.clear()
+        self.go.clear()
+        held, fresh = f"held {what}", f"fresh {what}"
+        first = asyncio.create_task(self.bus.call("shop.sell", held, idempotency_key=held, timeout=100))
+        await asyncio.wait_for(self.begun.wait(), 60)
+        async with trouble:
+            self.store.did.clear()
+            second = asyncio.create_task(self.bus.call("shop.sell", fresh, idempotency_key=fresh, timeout=100))
+            self.go.set()
+            await eventually(lambda: self.store.did.count("complete") >= 2 and self.store.did.count("claim") >= 2)
+            assert not first.done()
+            assert not second.done()
+            assert self.effects[-1] == held
+        assert (await first, await second) == (held.upper(), fresh.upper())
+        assert self.effects[-2:] == [held, fresh]
+
+
+@asynccontextmanager
+async def troubled(kind: str, folder: Path) -> AsyncIterator[tuple[str, dict[str, AbstractAsyncContextManager[None]]]]:
+    """The URL of a store, and what can befall it."""
+    if kind == "sqlite":
+        file = folder / "store.db"
+        yield f"sqlite:///{file}?timeout={TIMEOUT:g}", {"locked": locked_sqlite(file)}
+        return
+    with private(kind) as server:
+        proxy = Proxy(server.port)
+        await proxy.start()
+        async with AwsProxy(f"http://127.0.0.1:{proxy.port}") as front:
+            of_all: dict[str, AbstractAsyncContextManager[None]] = {"down": down(server), "silent": silent(proxy)}
+            own: dict[str, dict[str, AbstractAsyncContextManager[None]]] = {
+                "postgres": {"full": full_postgres(server), "locked": locked_postgres(server)},
+                "redis": {"full": full_redis(server)},
+                "dynamo": {"throttled": throttled(front)},
+            }
+            yield url_of(server, front.port if kind == "dynamo" else proxy.port), of_all | own[kind]
+        await proxy.close()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["sqlite", *KINDS])
+async def test_no_effect_happens_without_a_record_and_its_message_comes_back(kind: str, tmp_path: Path) -> None:
+    async with troubled(kind, tmp_path) as (url, troubles):
+        shop = Shop(url)
+        async with opened(url), shop.bus.worker(concurrency=2):
+            for what, trouble in troubles.items():
+                await shop.survives(what, trouble)
+        assert len(shop.effects) == 2 * len(troubles)
