@@ -166,3 +166,63 @@ def _judge_exactly(effects: Counter[str]) -> None:
     print(f"{effects.total()} effects, of {len(effects)} messages")
     assert len(effects) == MESSAGES
     assert effects.total() == MESSAGES
+
+
+CRASHING = """
+import os, signal
+from pathlib import Path
+from busline import Bus, Context, Idempotency
+from busline.stores import from_url
+
+LEDGER = os.open(Path(__file__).parent / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def note(what):
+    os.write(LEDGER, f"{{what}}\\n".encode())
+
+class Dying:
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def complete(self, claim, result, outgoing, *, ttl):
+        key = claim.key.rpartition("/")[2]
+        if key == "before record" and claim.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await self._store.complete(claim, result, outgoing, ttl=ttl)
+        if key == "after record":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+bus = Bus("sqlite:///bus.db", service="shop", store=Dying(from_url({store!r})))
+
+@bus.handler("shop.sell", idempotency=Idempotency(lease=1.0))
+async def sell(order: str, ctx: Context) -> str:
+    note(f"sell {{order}}")
+    await ctx.send("shop.ship", order)
+    return f"sold {{order}}"
+
+@bus.handler("shop.ship", queue="shipping")
+async def ship(order: str, ctx: Context) -> None:
+    note(f"ship {{order}} {{ctx.attempt}}")
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis", "dynamo"])
+async def test_a_crash_around_the_record_repeats_what_is_not_in_it_and_loses_nothing_that_is(
+    kind: str, folder: Folder, request: pytest.FixtureRequest
+) -> None:
+    """Killed between claim and record: it runs again. Between the record and what it sent: that leaves, and no more."""
+    url, own = f"sqlite:///{folder.path}/store.db", uuid.uuid4().hex[:12]
+    if kind != "sqlite":
+        own = {"postgres": f"?schema=crash_{own}", "redis": f"?prefix={own}:", "dynamo": f"&table=crash-{own}"}[kind]
+        url = f"{request.getfixturevalue(kind).url}{own}"
+    folder.write("app", CRASHING.format(store=url))
+    folder.worker("app:bus", "--concurrency", "1").until_ready()
+    async with Bus(f"sqlite:///{folder.path}/bus.db") as bus:
+        for order in ("before record", "after record"):
+            assert await bus.call("shop.sell", order, idempotency_key=order, timeout=60) == f"sold {order}"
+    folder.until_notes(5, 60)
+    assert sorted(folder.notes) == sorted(
+        [*["sell before record"] * 2, "ship before record 1", "sell after record", "ship after record 1"]
+    )

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -85,26 +84,52 @@ def test_a_running_job_is_cancelled_and_an_unknown_one_is_told_of(working: Folde
     assert "the store knows no job 'no-such-id'" in unknown.stderr
 
 
-def test_a_terminal_shows_a_bar(working: Folder) -> None:
+def test_a_terminal_shows_a_bar_that_moves(working: Folder) -> None:
+    (working.path / "wait").touch()
     id = sent(working, 4)
     terminal, ours = pty.openpty()
+    shown = b""
     try:
-        code = subprocess.run(
+        watching = subprocess.Popen(
             [*COMMAND, "jobs", "watch", id, "--url", "sqlite:///bus.db"],
             cwd=working.path,
             env=working.environment | {"TERM": "xterm", "COLUMNS": "100"},
             stdout=ours,
-            timeout=60,
-            check=False,
-        ).returncode
-        shown = os.read(terminal, 100_000).decode()
+        )
+        while b"4/4 rows" not in shown or b"STARTED" not in shown:
+            shown += os.read(terminal, 100_000)
+        assert b"SUCCESS" not in shown
+        (working.path / "wait").unlink()
+        while b"SUCCESS" not in shown:
+            shown += os.read(terminal, 100_000)
+        assert watching.wait(60) == Exit.OK
     finally:
         os.close(terminal)
         os.close(ours)
-    assert code == Exit.OK
-    assert "━" in shown
-    assert "4/4 rows" in shown
+    assert "━" in shown.decode()
 
 
-def test_orphans_are_recovered_by_hand(working: Folder, tmp_path: Path) -> None:
-    assert working.run("jobs", "recover", "app:bus").stdout == "ended 0 orphans\n"
+EARLY = """
+import os, signal
+from busline import Bus, Idempotency
+
+bus = Bus("sqlite:///bus.db", service="jobs")
+
+@bus.handler("jobs.early", ack="early", idempotency=Idempotency(lease=0.5))
+async def early(text: str) -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_orphans_are_recovered_by_hand(folder: Folder) -> None:
+    folder.write("app", EARLY)
+    worker = folder.worker("app:bus")
+    worker.until_ready()
+    run = folder.run("send", "jobs.early", '"x"', "--track", "--url", "sqlite:///bus.db")
+    id = run.stdout.strip()
+    worker.exit_code()
+    until(lambda: folder.run("jobs", "recover", "app:bus").stdout == "ended 1 orphan\n", "its lease has ended")
+    told = json.loads(jobs(folder, "show", id, "--json").stdout)
+    assert (told["state"], told["error"]["type"]) == ("FAILURE", "busline.orphaned")
+    assert folder.run("jobs", "recover", "app:bus").stdout == "ended 0 orphans\n"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from busline import Bus, ConfigurationError, Context, Idempotency, orphans
+from busline import Bus, ConfigurationError, Context, Idempotency, JobNotFound, orphans
 from busline.idempotency import MAX_KEY_BYTES, KeyMissing, fingerprint, key_of, scoped
 from busline.message import Message, ToQueue, ToTopic
 from busline.parcels import Parcel, pack, unpack
@@ -152,3 +155,27 @@ async def test_orphans_of_a_service_that_is_gone_hide_none_of_another(monkeypatc
     async with bus.worker():
         await eventually(lambda: bus.stats.orphans == 1)
         assert [each.key.partition("/")[0] for each in await store.orphans(9)] == ["gone"] * 3
+
+
+async def test_a_worker_sweeps_what_has_expired_from_the_store_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BUSLINE_STORE", f"sqlite:///{tmp_path}/store.db")
+    monkeypatch.setattr(orphans, "PERIOD", 0.02)
+    monkeypatch.setattr(orphans, "SWEEP_PERIOD", 0.0)
+    bus = Bus(MemoryTransport(MemoryBroker()), service="shop", result_ttl=0.1)
+
+    @bus.handler("shop.sell")
+    async def sell(order: str) -> None:
+        """Nothing to do."""
+
+    def kept() -> int:
+        with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+            return int(db.execute("SELECT count(*) FROM busline_claim").fetchone()[0])
+
+    async with bus.worker():
+        job = await bus.send("shop.sell", "x", track=True)
+        await eventually(lambda: bus.stats.handled == 1)
+        await eventually(lambda: kept() == 0)
+        with pytest.raises(JobNotFound):
+            await job.status()
