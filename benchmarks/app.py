@@ -10,6 +10,7 @@ import sys
 from pydantic import BaseModel
 
 from busline import Bus
+from busline.transports.base import Transport
 
 SERVICE = "bench"
 TOPIC = "bench.echo"
@@ -25,7 +26,7 @@ class Payload(BaseModel):
     paid: bool = True
 
 
-def make_bus(url: str) -> Bus:
+def make_bus(url: str | Transport) -> Bus:
     """A bus that serves the echo."""
     bus = Bus(url, service=SERVICE)
 
