@@ -38,7 +38,7 @@ class Binding:
 
     __slots__ = (
         *("_by_name", "_context_name", "_error_name", "_parse", "_payload_names"),
-        *("dependencies", "function", "is_async"),
+        *("dependencies", "function", "invoke", "is_async"),
     )
 
     def __init__(self, function: Function, *, on_failure_of: Binding | None = None) -> None:
@@ -55,6 +55,8 @@ class Binding:
         named = on_failure_of._payload_names if on_failure_of is not None and on_failure_of._by_name else ()
         self._by_name: bool = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
         self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
+        self.invoke: Callable[[Any, Context], Any] = self._by_place(parameters) or self._by_names
+        """Call the function with a payload that `parse` made: a coroutine for an async one, else its result."""
 
     def parse(self, body: bytes) -> Any:
         """The payload for `invoke`. Raises InvalidPayload, or CodecError for what is not even JSON."""
@@ -69,8 +71,21 @@ class Binding:
         except Exception as error:  # validators are the handler's own code, and may raise anything
             raise InvalidPayload(f"{type(error).__name__}: {text_of(error)}") from error
 
-    def invoke(self, payload: Any, context: Context) -> Any:
-        """Call the function: a coroutine for an async one, else its result."""
+    def _by_place(self, parameters: list[inspect.Parameter]) -> Callable[[Any, Context], Any] | None:
+        """`invoke` for a function that takes the payload first and maybe the context second, or None: arguments by name
+        cost more than many a handler. What is around a function may take them by name only."""
+        function = self.function
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        plain = len(list(_layers(function))) == 1 and not _given(function) and len(names) == len(parameters)
+        if self._by_name or len(self._payload_names) != 1 or not plain:
+            return None
+        if names == [*self._payload_names]:
+            return lambda payload, context: function(payload)
+        if names == [*self._payload_names, self._context_name]:
+            return function
+        return None
+
+    def _by_names(self, payload: Any, context: Context) -> Any:
         return self.function(**self.arguments(payload, context))
 
     def arguments(self, payload: Any, context: Context | None, error: BaseException | None = None) -> dict[str, Any]:
