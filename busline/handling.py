@@ -76,8 +76,8 @@ class Handling:
         """The queue was attached, and this is what it can do."""
         self._settlement.limits = limits
 
-    async def handle(self, delivery: Delivery, consumer: Consumer, slot: SlotLike) -> None:
-        """From receipt to settlement. Raises only what cancels the slot."""
+    def handle(self, delivery: Delivery, consumer: Consumer, slot: SlotLike) -> Awaitable[None]:
+        """From receipt to settlement; to be awaited at once. Raises only what cancels the slot."""
         now = self._now()
         try:
             envelope = decode_envelope(delivery.message, now)
@@ -94,15 +94,18 @@ class Handling:
             if isinstance(work, Work):
                 slot.work = work
                 if self._claims is not None and (envelope.key is not None or work.handler.idempotency is not None):
-                    await self._attempt_claimed(work, slot, self._claims)
-                else:
-                    await self._attempt(work, slot)
-                slot.work = None
-                return
+                    return self._attempt_claimed(work, slot, self._claims)
+                return self._attempt(work, slot)
             effects = work
             if envelope.key is not None and self._claims is not None and outcome.is_final(effects):
-                handler = self._plan.find(delivery.message.topic)
-                effects = await self._claims.unrun(effects, delivery, envelope, handler, self._terms)
+                return self._end_unrun(effects, delivery, envelope, consumer, self._claims)
+        return self._settlement.carry_out(effects, delivery, envelope, consumer)
+
+    async def _end_unrun(
+        self, effects: Effects, delivery: Delivery, envelope: Envelope, consumer: Consumer, claims: Claims
+    ) -> None:
+        handler = self._plan.find(delivery.message.topic)
+        effects = await claims.unrun(effects, delivery, envelope, handler, self._terms)
         await self._settlement.carry_out(effects, delivery, envelope, consumer)
 
     def _begin(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, now: float) -> Work | Effects:
@@ -158,7 +161,7 @@ class Handling:
 
     async def _attempt(self, work: Work, slot: SlotLike) -> None:
         """Run until there is an outcome other than "once more, at once", and settle it."""
-        delivery = work.delivery
+        delivery, task = work.delivery, asyncio.current_task()
         if work.handler.options.ack == "early":
             work.settle_by(EARLY_ACK)
             if not await self._settlement.acked(work):
@@ -166,7 +169,16 @@ class Handling:
         while True:
             if not self._unheard(delivery.message.topic):
                 self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
-            effects = await self._run(work, slot)
+            try:
+                body = await self._runner.run(work, slot)
+                if work.held is None and work.outbox is not None:
+                    await work.flush(self._services.transport)
+            except BaseException as error:
+                if ends_task(error, task):
+                    raise
+                effects = self._failed(work, error)
+            else:
+                effects = self._succeeded(work, body)
             if not effects or type(effects[0]) is not RunAgain:
                 break
             work.envelope, work.outbox = effects[0].envelope, None
@@ -181,18 +193,9 @@ class Handling:
             effects = _with_claim(work, effects)
         await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer, work.held)
 
-    async def _run(self, work: Work, slot: SlotLike) -> Effects:
-        task = asyncio.current_task()
-        try:
-            body = await self._runner.run(work, slot)
-            if work.held is not None:
-                work.result = body
-            elif work.outbox is not None and work.requeue is None:
-                await work.outbox.flush(self._services.transport)
-        except BaseException as error:
-            if ends_task(error, task):
-                raise
-            return self._failed(work, error)
+    def _succeeded(self, work: Work, body: bytes) -> Effects:
+        if work.held is not None:
+            work.result = body
         self._telemetry.stats.handled += 1
         self._end_span(work, "succeeded")
         if self._window is not None:

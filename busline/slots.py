@@ -302,40 +302,40 @@ class QueueSlots:
         while not slot.ending:
             slot.scope = CancelScope()
             with slot.scope:
-                while not slot.ending:
-                    await self._next(slot)
+                await self._serve(slot)
             if slot.delivery is not None:
                 await self._abandon(slot)
             slot.why = None
         self._slots.remove(slot)
 
-    async def _next(self, slot: Slot) -> None:
-        consumer = slot.consumer = self._consumer
-        assert consumer is not None, "attach() comes before run()"
-        if self.gate.reasons:
-            await self.gate.opened.wait()
-        try:
-            spaced = self._spacing is not None
-            deliveries = await (self._receive_spaced(consumer, slot) if spaced else consumer.receive(1))
-        except TransportClosed as error:
-            self._end(error)
-            return
-        except TransportError as error:
-            await self._restore(consumer, error)
-            return
-        running = self._keeper.running if self._keeper is not None else None
+    async def _serve(self, slot: Slot) -> None:
         on_message = self._services.on_message
-        for delivery in deliveries:
-            slot.delivery = delivery
-            self.taken += 1
-            if on_message is not None:
-                on_message()
-            if running is not None:
-                running[delivery] = consumer
-            await self._handling.handle(delivery, consumer, slot)
-            if running is not None:
-                running.pop(delivery, None)
-            slot.delivery = None
+        while not slot.ending:
+            consumer = slot.consumer = self._consumer
+            assert consumer is not None, "attach() comes before run()"
+            if self.gate.reasons:
+                await self.gate.opened.wait()
+            try:
+                spaced = self._spacing is not None
+                deliveries = await (self._receive_spaced(consumer, slot) if spaced else consumer.receive(1))
+            except TransportClosed as error:
+                self._end(error)
+                return
+            except TransportError as error:
+                await self._restore(consumer, error)
+                continue
+            running = self._keeper.running if self._keeper is not None else None
+            for delivery in deliveries:
+                slot.delivery = delivery
+                self.taken += 1
+                if on_message is not None:
+                    on_message()
+                if running is not None:
+                    running[delivery] = consumer
+                await self._handling.handle(delivery, consumer, slot)
+                if running is not None:
+                    running.pop(delivery, None)
+                slot.delivery = slot.work = None
 
     async def _receive_spaced(self, consumer: Consumer, slot: Slot) -> list[Delivery]:
         """Under a rate limit one slot at a time asks, and only when the next message may start."""
