@@ -62,6 +62,7 @@ async def bare_caller(broker: MemoryBroker) -> AsyncIterator[Work]:
     loop, to = asyncio.get_running_loop(), ToTopic(TOPIC)
 
     async def call(number: int) -> None:
+        Payload(number=number)  # making it is its maker's, and on both sides of the comparison
         future = waiting[str(number)] = loop.create_future()
         await inbox.send(to, Message(TOPIC, body, meta, {}, str(number)))
         await future
