@@ -65,6 +65,7 @@ class Calls:
         self._wheel: Wheel[_Pending] = Wheel(clock, _expire)
         self._inbox: Inbox | None = None
         self._opening = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()  # known, as to ask for it is a system call, and twice a call
         self._closed = False
 
     def __len__(self) -> int:
@@ -88,11 +89,11 @@ class Calls:
         any more, and what sending raises. `timeout` is what the caller asked for, for the error's text."""
         if self._closed:
             raise TransportClosed("the bus is closed")
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None, "an event loop runs tasks"
         cancelling = task.cancelling()
         key = message.correlation_id = new_id()
-        pending = _Pending(task.get_loop().create_future(), task)
+        pending = _Pending(self._loop.create_future(), task)
         ticket = self._wheel.add(pending, deadline)
         self._pending[key] = pending
         try:

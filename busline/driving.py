@@ -20,10 +20,13 @@ class Drive(Awaitable[Any]):
 
     __slots__ = ("_coroutine", "_interruption", "_raised", "_run", "_task")
 
-    def __init__(self, variables: Variables, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(
+        self, variables: Variables, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any] | None = None
+    ) -> None:
+        """`task` is the one that will await it, where that is known already: finding it out costs a system call."""
         self._run: Callable[..., Any] = variables.run
         self._coroutine = coroutine
-        self._task: asyncio.Task[Any] | None = None
+        self._task = task
         self._interruption: asyncio.CancelledError | None = None
         self._raised: asyncio.CancelledError | None = None
 
@@ -34,7 +37,8 @@ class Drive(Awaitable[Any]):
             self._task.cancel()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        self._task = asyncio.current_task()
+        if self._task is None:
+            self._task = asyncio.current_task()
         run, send, throw = self._run, self._coroutine.send, self._coroutine.throw
         step, argument = send, None
         while True:

@@ -41,6 +41,7 @@ PARKED = 5.0
 class SlotLike(Protocol):
     """What handling needs of the slot in which it works."""
 
+    task: asyncio.Task[Any] | None
     work: Work | None
 
     def cancel(self, why: Why) -> None:
@@ -161,7 +162,7 @@ class Handling:
 
     async def _attempt(self, work: Work, slot: SlotLike) -> None:
         """Run until there is an outcome other than "once more, at once", and settle it."""
-        delivery, task = work.delivery, asyncio.current_task()
+        delivery = work.delivery
         if work.handler.options.ack == "early":
             work.settle_by(EARLY_ACK)
             if not await self._settlement.acked(work):
@@ -174,7 +175,7 @@ class Handling:
                 if work.held is None and work.outbox is not None:
                     await work.flush(self._services.transport)
             except BaseException as error:
-                if ends_task(error, task):
+                if ends_task(error, slot.task):
                     raise
                 effects = self._failed(work, error)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import copy_context
 from functools import partial
@@ -25,6 +26,9 @@ LONG_CALL = 1.0
 
 class Cancellable(Protocol):
     """The slot in which a handler runs."""
+
+    task: asyncio.Task[Any] | None
+    """Its own, which awaits the handler."""
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler."""
@@ -68,7 +72,8 @@ class Runner:
                 work.thread = ThreadRun()
                 result = await work.thread.run(variables, partial(binding.invoke, work.payload, context), self._threads)
             if type(result) is CoroutineType or isawaitable(result):  # also what a plain function returns
-                work.drive = drive = Drive(variables, result if type(result) is CoroutineType else _awaited(result))
+                coroutine = result if type(result) is CoroutineType else _awaited(result)
+                work.drive = drive = Drive(variables, coroutine, slot.task)
                 result = await drive
             return NULL if message.reply_to is None and work.held is None else encode(result)
         finally:

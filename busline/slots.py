@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio import CancelScope, create_task_group
@@ -67,11 +67,13 @@ async def side_by_side(works: Iterable[Awaitable[T]]) -> list[T]:
 class Slot:
     """One message at a time."""
 
-    __slots__ = ("_on_cancel", "consumer", "delivery", "ending", "scope", "why", "work")
+    __slots__ = ("_on_cancel", "consumer", "delivery", "ending", "scope", "task", "why", "work")
 
     def __init__(self, on_cancel: Callable[[Slot, Why], None]) -> None:
         self.scope = CancelScope()
         """Around the current work; made anew only after it was cancelled, so that a message costs no scope."""
+        self.task: asyncio.Task[Any] | None = None
+        """In which it works, once it does."""
         self.delivery: Delivery | None = None
         self.consumer: Consumer | None = None
         self.work: Work | None = None
@@ -299,6 +301,7 @@ class QueueSlots:
     # -- slots --------------------------------------------------------------------------------------------------
 
     async def _work(self, slot: Slot) -> None:
+        slot.task = asyncio.current_task()
         while not slot.ending:
             slot.scope = CancelScope()
             with slot.scope:

@@ -46,6 +46,8 @@ class Share:
 
     owner: object
     """The client that it belongs to."""
+    loop: asyncio.AbstractEventLoop
+    """In which it lives; asking for the running one is a system call."""
     room: int
     """How many more messages it may hold; negative after it was made smaller than what it held."""
 
@@ -269,7 +271,7 @@ class Queue:
 
     async def wait(self, share: Share, most: int) -> list[Delivery]:
         """Until a message is assigned; the only wait there is."""
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), share, most)
+        waiter = _Waiter(share.loop.create_future(), share, most)
         self._waiters.append(waiter)
         try:
             return await waiter.future

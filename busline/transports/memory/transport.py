@@ -20,7 +20,7 @@ class MemoryConsumer:
     def __init__(self, client: MemoryTransport, queue: Queue, slots: int, prefetch: int) -> None:
         self.closed = False
         self._queue = queue
-        self._share = Share(client, slots * prefetch)
+        self._share = Share(client, asyncio.get_running_loop(), slots * prefetch)
         self._slots = slots
         self._prefetch = prefetch
         self._in_a_row = 0

@@ -118,7 +118,7 @@ class SqliteConsumer:
     async def receive(self, max_messages: int) -> Sequence[Delivery]:
         if self._ended is not None:
             raise self._ended
-        future: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Delivery]] = self._session.loop.create_future()
         self._demands.append((max_messages, future))
         if not self._feed.waiting:
             self._session.engine.schedule()

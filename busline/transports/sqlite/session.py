@@ -43,7 +43,8 @@ class Session:
         self.db = db
         self.files = RunFiles(where)
         self._file = _identity(where)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        """In which it lives; asking for the running one is a system call."""
         self.ledger = Ledger(db, Names(db, where), lease)
         self.sync = WalSync(where)
         self.engine = Engine(db, self.ledger, self.sync, where)
@@ -128,7 +129,7 @@ class Session:
         if process == self.ledger.process:
             if inbox not in self._inboxes:
                 return False
-            self._loop.call_soon(self._replied, inbox, message)
+            self.loop.call_soon(self._replied, inbox, message)
             return True
         if not (self.peers.knows(process) or await self._reach(process)):
             return False
