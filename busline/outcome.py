@@ -56,9 +56,9 @@ class Release:
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """Answer the caller."""
+    """Answer the caller. Not frozen, as each call makes one, and a frozen one costs twice as much to make."""
 
     message: Message
 

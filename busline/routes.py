@@ -11,6 +11,8 @@ from busline.topics import check_pattern, matches
 
 FALLBACK = "#"
 """The route that is taken only where the transport knows no owner of the topic."""
+REMEMBERED = 10_000
+"""Topics whose way is remembered; beyond, all are found anew."""
 LONGEST = 1e12
 """Seconds beyond which a time is a mistake, among them infinity; no calendar date is so far away."""
 
@@ -18,7 +20,7 @@ LONGEST = 1e12
 class Routes:
     """Patterns and queues: the first match overrides who owns a topic, `"#"` is for topics that nobody owns."""
 
-    __slots__ = ("_routes", "fallback", "given")
+    __slots__ = ("_known", "_routes", "fallback", "given")
 
     def __init__(self, routes: Mapping[str, str] | None) -> None:
         self.given = dict(routes or {})
@@ -27,11 +29,20 @@ class Routes:
         self.fallback = given.pop(FALLBACK, None)
         """The queue of the fallback, or None."""
         self._routes = given
+        self._known: dict[str, Destination] = {}
 
     def to(self, topic: str, queue: str | None) -> Destination:
         """A queue that was named, the first route that matches, or the owner of the topic."""
         if queue is not None:
             return ToQueue(queue)
+        known = self._known.get(topic)
+        if known is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._known[topic] = self._find(topic)
+        return known
+
+    def _find(self, topic: str) -> Destination:
         for pattern, target in self._routes.items():
             if matches(pattern, topic):
                 return ToQueue(target)

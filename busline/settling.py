@@ -22,6 +22,7 @@ from busline.errors import (
 )
 from busline.held import Held
 from busline.message import Delivery, Limits, Message, ToQueue
+from busline.observing import Observer
 from busline.outbox import departure_of
 from busline.outcome import (
     ACK,
@@ -189,16 +190,19 @@ class Settlement:
         await self._transport.send(ToQueue(delivery.queue), copy)
         await consumer.ack(delivery)
 
-    async def _reply(self, delivery: Delivery, message: Message) -> None:
+    def _reply(self, delivery: Delivery, message: Message) -> Awaitable[bool]:
         observer = self._telemetry.observer
-        if observer is None:
-            await self._answer(delivery, message)
-            return
+        return (
+            self._answer(delivery, message) if observer is None else self._answer_observed(delivery, message, observer)
+        )
+
+    async def _answer_observed(self, delivery: Delivery, message: Message, observer: Observer) -> bool:
         began, delivered = observer.replying(delivery, message), False
         try:
             delivered = await self._answer(delivery, message)
         finally:
             observer.replied(began, delivered=delivered)
+        return delivered
 
     async def _answer(self, delivery: Delivery, message: Message) -> bool:
         address = delivery.message.reply_to or ""

@@ -183,7 +183,7 @@ _META_STATUS: dict[str, ReplyStatus] = {meta: status for status, meta in _STATUS
 
 def reply_to(request: Message, status: ReplyStatus, body: bytes) -> Message:
     """The reply to `request`. Its body is the result's JSON, or the error's, or null for "started"."""
-    return Message(request.topic, body, _STATUS_META[status], correlation_id=request.correlation_id)
+    return Message(request.topic, body, _STATUS_META[status], {}, request.correlation_id)
 
 
 def reply_status(reply: Message) -> ReplyStatus:
