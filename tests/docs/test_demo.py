@@ -9,13 +9,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from process.commands import lives, until
 from rich.console import Console
 
 from busline.demo.ledger import Count, Ledger
 from busline.demo.scenario import CALLS, read_airports
 from busline.demo.screen import Line, Screen
 from busline.demo.workers import PROCESSES
-from process.commands import lives, until
 
 
 def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
