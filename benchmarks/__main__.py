@@ -20,9 +20,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flat
+from benchmarks import flat, goals
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
 from benchmarks.peers import run as peers
+from benchmarks.sides import sides
 from benchmarks.stores import claims, stores
 
 Scenario = tuple[str, Callable[[str], Awaitable[Figure]]]
@@ -158,14 +159,18 @@ def main() -> None:
     runs, scale = (1, 0.1) if options.quick else (options.runs, 1.0)
     figures: dict[str, object] = {"machine": machine(), "runs": runs, "at": time.strftime("%Y-%m-%d %H:%M")}
     if "own" in options.sections:
+        figures["sides"] = sides(max(1_000, int(10_000 * scale)), runs)
+        figures["import_ms"] = goals.import_ms()
         figures["own"] = own(runs, scale)
     if "flat" in options.sections:
         figures["flat"] = flatness(scale)
+        figures["claims_ms"] = asyncio.run(flat.claims(int(1_000_000 * scale)))
     if "peers" in options.sections:
         figures["peers"] = show_peers([peers.sitting(scale, options.only) for _ in range(runs)])
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "figures.json").write_text(json.dumps(figures, indent=2))
     draw(figures, options.results)
+    goals.show(goals.goals(figures))
     print(f"figures and plots: {options.results}; how they were taken, and their bias: benchmarks/README.md")
 
 

@@ -16,12 +16,15 @@ from pathlib import Path
 from benchmarks.app import Payload, cpu_seconds, make_bus
 from benchmarks.measure import calls_between_processes, check_echo, in_flight
 from busline import Bus
+from busline.message import Message, QueueSpec, ToQueue
+from busline.transports.sqlite import SqliteTransport
 
 PAIRS = 3
+CLAIMS = 500
 FILL = """
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})
 INSERT INTO message (queue, priority, due, topic, meta, body)
-SELECT (SELECT id FROM queue WHERE name = 'full'), 0, NULL, 'full.x', '', zeroblob(200) FROM n
+SELECT (SELECT id FROM queue WHERE name = 'full'), 0, {due}, 'full.x', '', zeroblob(200) FROM n
 """
 
 
@@ -97,9 +100,38 @@ async def _nothing() -> None:
     return None
 
 
-def _fill(path: Path, number: int) -> None:
+async def claims(number: int) -> dict[str, float]:
+    """Milliseconds of a claim from a SQLite queue with so many messages ready, and with so many delayed beside a few
+    that are ready; medians."""
+    return {
+        f"a claim beside {number:,} that are {kind}": await _claim_ms(number, due)
+        for kind, due in (("ready", "NULL"), ("delayed", "unixepoch() + 3600 + i"))
+    }
+
+
+async def _claim_ms(number: int, due: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.db"
+        transport = SqliteTransport(str(path))
+        await transport.open()
+        try:
+            await transport.attach(QueueSpec("full"))
+            await asyncio.to_thread(_fill, path, number, due)
+            await transport.send(ToQueue("full"), *[Message("full.x", b"")] * CLAIMS)
+            consumer, took = await transport.consume("full", slots=1), list[float]()
+            for _ in range(CLAIMS):
+                began = time.perf_counter()
+                deliveries = await consumer.receive(1)
+                took.append(time.perf_counter() - began)
+                await consumer.ack(*deliveries, confirm=True)
+            return statistics.median(took) * 1e3
+        finally:
+            await transport.aclose()
+
+
+def _fill(path: Path, number: int, due: str = "NULL") -> None:
     with sqlite3.connect(path) as database:
-        database.execute(FILL.format(number=number))
+        database.execute(FILL.format(number=number, due=due))
 
 
 async def _ratio(little: Callable[[], Awaitable[float]], much: Callable[[], Awaitable[float]]) -> float:
@@ -109,13 +141,11 @@ async def _ratio(little: Callable[[], Awaitable[float]], much: Callable[[], Awai
 
 async def table(scale: float) -> dict[str, float]:
     """Every ratio, by what there is much of."""
-    n, began = max(500, int(10_000 * scale)), time.perf_counter()
-    ratios = {
+    n = max(500, int(10_000 * scale))
+    return {
         f"{n:,} calls in flight, against 64": await many_in_flight(n),
         "1,000 handlers, against 1": await many_handlers(n),
         f"{int(1_000_000 * scale):,} messages queued, against none": await many_queued(n, int(1_000_000 * scale)),
         "8 worker processes with 64 calls each, against 1": await many_processes(n, 64),
         "8 worker processes with 64 calls in all, against 1": await many_processes(n, 0),
     }
-    ratios["seconds that this took"] = time.perf_counter() - began
-    return ratios

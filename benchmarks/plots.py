@@ -16,7 +16,7 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
     for scenario, peers in figures.get("peers", {}).items():
         _peers(scenario, peers, figures["machine"], folder)
     if ratios := figures.get("flat"):
-        _flat({what: ratio for what, ratio in ratios.items() if "seconds" not in what}, folder)
+        _flat(ratios, folder)
 
 
 def _peers(scenario: str, peers: dict[str, dict[str, float]], machine: str, folder: Path) -> None:

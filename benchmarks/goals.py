@@ -1,0 +1,91 @@
+"""What is to be reached, held against the figures of a run: the last table of `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+OURS, BY_HAND = "busline, RabbitMQ", "aiormq by hand"
+SLOWER = ("FastStream request", "taskiq, Redis results", "Celery rpc://, late ack")
+IMPORT = "import asyncio, time; began = time.process_time(); import busline; print((time.process_time() - began) * 1e3)"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One figure that was seen, and how much it may be at most, or has to be at least."""
+
+    what: str
+    seen: float
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Is it?"""
+        return (self.most is None or self.seen <= self.most) and (self.least is None or self.seen >= self.least)
+
+
+def import_ms(runs: int = 5) -> float:
+    """What `import busline` takes longer than `import asyncio`, milliseconds of CPU; median of new processes."""
+    command, compiled = [sys.executable, "-c", IMPORT], {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    return statistics.median(float(subprocess.check_output(command, env=compiled, text=True)) for _ in range(runs))
+
+
+def goals(figures: Mapping[str, Any]) -> list[Goal]:
+    """Those that the sections which were run tell something of."""
+    found: list[Goal] = []
+    if "own" in figures:
+        found += _own(figures)
+    if "flat" in figures:
+        found += [Goal(f"flat: {what}", ratio, most=1.2) for what, ratio in figures["flat"].items()]
+        found += [Goal(f"SQLite: {what}, ms", ms, most=0.2) for what, ms in figures["claims_ms"].items()]
+    found += _peers(figures.get("peers", {}))
+    return found
+
+
+def _own(figures: Mapping[str, Any]) -> Iterator[Goal]:
+    for side in ("caller", "worker"):
+        yield Goal(f"core, the {side}'s side: CPU µs a call", figures["sides"][side], most=25)
+    yield Goal("import busline above import asyncio, CPU ms", figures["import_ms"], most=60)
+    rows = {(row["transport"], row["scenario"]): row for row in figures["own"]}
+    yield Goal("calls/s in one process", rows["memory", "calls, 64 in flight, one process"]["rate"], least=15_000)
+    one, alone = rows["sqlite", "calls, 64 in flight, 1 worker process"], "calls, 1 in flight, 1 worker process"
+    four = rows["sqlite", "calls, 64 in flight, 4 worker processes"]
+    yield Goal("SQLite: calls/s, 64 in flight", one["rate"], least=10_000)
+    yield Goal("SQLite: p50 of a call by itself, ms", rows["sqlite", alone]["p50_ms"], most=1)
+    yield Goal("SQLite: four workers, × the calls/s of one", four["rate"] / one["rate"], least=1)
+    yield Goal("SQLite: durable sends/s", rows["sqlite", "sends, 64 in flight"]["rate"], least=20_000)
+    yield Goal("SQLite: durable sends/s, one by one", rows["sqlite", "sends, 1 in flight"]["rate"], least=2_000)
+
+
+def _peers(peers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Goal]:
+    busy, alone = peers.get("calls, 64 in flight", {}), peers.get("calls, 1 in flight", {})
+    ours = busy.get(OURS)
+    if ours is None:
+        return
+    if (hand := busy.get(BY_HAND)) is not None:
+        cpu, least = (each["caller_us"] + each["worker_us"] for each in (ours, hand))
+        yield Goal("RabbitMQ: CPU a call, × aiormq by hand", cpu / least, most=1.15)
+    for name in SLOWER:
+        if (peer := busy.get(name)) is not None:
+            yield Goal(f"RabbitMQ: calls/s, 64 in flight, × {name}", ours["rate"] / peer["rate"], least=3)
+            yield Goal(f"RabbitMQ: p99, 64 in flight, × {name}", ours["p99_ms"] / peer["p99_ms"], most=1)
+    yield Goal("RabbitMQ: start of a worker, s", alone[OURS]["start_s"], most=0.5)
+    yield Goal("RabbitMQ: an idle worker, MiB", alone[OURS]["idle_mib"], most=45)
+
+
+def show(found: list[Goal]) -> None:
+    """The table."""
+    table = Table("goal", "at most", "at least", "seen", "reached", title="goals")
+    for goal in found:
+        bounds = ("" if bound is None else f"{bound:,g}" for bound in (goal.most, goal.least))
+        table.add_row(goal.what, *bounds, f"{goal.seen:,.2f}", "yes" if goal.reached else "NO")
+    Console().print(table)
