@@ -49,6 +49,21 @@ async def test_the_file_is_in_wal_mode_and_a_send_has_synced_it(path: Path, monk
         db.close()
 
 
+async def test_no_send_is_synced_by_the_loop_however_quick_the_disk_has_been(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(
+        "busline.transports.sqlite.walsync._datasync", lambda fd: threads.append(threading.current_thread())
+    )
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        for number in range(10):
+            await transport.send(ToQueue("jobs"), job(str(number)))
+    assert len(threads) > 10
+    assert threading.main_thread() not in threads
+
+
 async def test_sends_at_the_same_time_share_one_sync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", synced.append)
@@ -408,3 +423,48 @@ async def test_only_those_who_may_use_the_database_may_use_its_sockets(path: Pat
         modes = [oct(entry.stat().st_mode & 0o777) for entry in sorted(path.parent.glob("bus.db-run*/*"))]
         assert modes == ["0o640", "0o640"]
         assert (path.parent / "bus.db-run").stat().st_mode & 0o777 == 0o750
+
+
+def written_by_this_thread() -> int:
+    """Bytes, also those that wait to be synced."""
+    with open("/proc/thread-self/io", "rb") as figures:
+        return int(dict(line.split(b": ") for line in figures.read().splitlines())[b"wchar"])
+
+
+async def test_what_a_long_reader_has_left_in_the_log_is_moved_without_the_loop(path: Path) -> None:
+    """Once it lets go, all of it can be: 20 MB by whoever commits next, who must not be the loop."""
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        with sqlite3.connect(path, isolation_level=None) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM message").fetchone()
+            for _ in range(20):
+                await transport.send(ToQueue("jobs"), Message("job", b"x" * 1_000_000))
+            size = os.stat(path).st_size
+            assert os.stat(f"{path}-wal").st_size > 20_000_000
+            reader.execute("COMMIT")
+        reader.close()
+        before = written_by_this_thread()
+        for number in range(400):
+            await transport.send(ToQueue("jobs"), job(str(number)))
+
+        async def is_moved() -> bool:
+            return os.stat(path).st_size > size + 20_000_000
+
+        await eventually(is_moved)
+        assert written_by_this_thread() - before < 15_000_000, "small messages in the log, and none of the large ones"
+        before = written_by_this_thread()
+    assert written_by_this_thread() - before < 1_000_000, "nor at the end"
+
+
+async def test_the_log_stays_small_however_busy_its_writers_are(path: Path) -> None:
+    async with opened(path) as first, opened(path) as second:
+        await first.attach(JOBS)
+
+        async def write(transport: SqliteTransport) -> None:
+            for _ in range(100):
+                await asyncio.gather(*(transport.send(ToQueue("jobs"), job("x" * 1000)) for _ in range(50)))
+
+        await asyncio.gather(write(first), write(second))
+        assert os.stat(path).st_size > 10_000_000
+        assert os.stat(f"{path}-wal").st_size < 20_000_000

@@ -16,7 +16,7 @@ _PATIENCE = 30.0
 
 _PRAGMAS = (
     "PRAGMA synchronous = NORMAL",  # what must be durable is synced by WalSync
-    "PRAGMA wal_autocheckpoint = 1000",
+    "PRAGMA wal_autocheckpoint = 0",  # see Checkpoints
     "PRAGMA secure_delete = OFF",  # some systems build SQLite with it on; it writes every page twice
     "PRAGMA cache_size = -16000",
     "PRAGMA temp_store = MEMORY",
@@ -24,10 +24,11 @@ _PRAGMAS = (
 
 
 async def connect(path: str) -> sqlite3.Connection:
-    """A connection in WAL mode to a file with our tables. Raises ConfigurationError, TransportError."""
+    """A connection in WAL mode to a file with our tables, that another thread may close. Raises ConfigurationError,
+    TransportError."""
     _check_place(path)
     try:
-        db = sqlite3.connect(path, timeout=0, isolation_level=None)
+        db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise ConfigurationError(f"{path} cannot be opened: {error}") from error
     try:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from busline.errors import BuslineError, TransportClosed, TransportError
 from busline.message import Health
+from busline.transports.sqlite.checkpoints import Checkpoints
 from busline.transports.sqlite.faults import as_transport_error, is_busy
 from busline.transports.sqlite.ledger import Ledger
 from busline.transports.sqlite.walsync import WalSync
@@ -54,10 +55,13 @@ class Operation:
 class Engine:
     """Collects operations and carries them out; `database is locked` ends here."""
 
-    def __init__(self, db: sqlite3.Connection, ledger: Ledger, sync: WalSync, where: str) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, ledger: Ledger, sync: WalSync, checkpoints: Checkpoints, where: str
+    ) -> None:
         self._db = db
         self._ledger = ledger
         self._sync = sync
+        self._checkpoints = checkpoints
         self._where = where
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Operation] = deque()
@@ -187,6 +191,7 @@ class Engine:
         if self._trouble is not None:
             self.report(None)
         self._ledger.committed()
+        self._checkpoints.committed(len(batch))
         durable = []
         for operation in batch:
             if operation.durable and operation.error is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from busline.errors import BuslineError, TransportClosed
 from busline.message import Delivery, Message
 from busline.transports.sqlite import frames
+from busline.transports.sqlite.checkpoints import Checkpoints
 from busline.transports.sqlite.consumer import Feed, SqliteConsumer
 from busline.transports.sqlite.declaring import forget_process
 from busline.transports.sqlite.engine import Engine
@@ -47,7 +48,8 @@ class Session:
         """In which it lives; asking for the running one is a system call."""
         self.ledger = Ledger(db, Names(db, where), lease)
         self.sync = WalSync(where)
-        self.engine = Engine(db, self.ledger, self.sync, where)
+        self.checkpoints = Checkpoints(where)
+        self.engine = Engine(db, self.ledger, self.sync, self.checkpoints, where)
         self.inspection = Inspection(db, self.ledger, self.engine, where)
         self.peers = Peers(self._address_of, self._receive)
         self._inboxes: dict[int, Callable[[Message], None]] = {}
@@ -182,7 +184,8 @@ class Session:
         self.engine.close()
         self.peers.close()
         await self.sync.aclose()
-        self.db.close()
+        await self.checkpoints.aclose()
+        await asyncio.to_thread(self.db.close)  # the last one to close moves what is in the log
         self.files.remove()
 
     def die(self) -> None:
@@ -191,6 +194,7 @@ class Session:
         self._end_consumers()
         self.watch.abandon()
         self.sync.abandon()
+        self.checkpoints.end()
         self.peers.close()
         self.db.close()
         self.files.let_go()

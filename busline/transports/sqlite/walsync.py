@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Protocol
@@ -18,9 +17,6 @@ from typing import Protocol
 from busline.errors import BuslineError, OutcomeUnknown
 
 _datasync = getattr(os, "fdatasync", os.fsync)
-
-QUICK = 0.0005
-"""Seconds. A disk that usually syncs faster than that is not worth two changes of thread for a single send."""
 
 
 class Waiting(Protocol):
@@ -40,19 +36,13 @@ class WalSync:
         self._thread: threading.Thread | None = None
         self._ended = self._loop.create_future()
         self._fd = -1
-        self._at_work = 0
-        self._usual = float("inf")
 
     def submit(self, committed: Sequence[Waiting]) -> None:
         """Settle them, in the loop, once what was committed until now cannot be lost."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="busline-sqlite-sync", daemon=True)
             self._thread.start()
-        if len(committed) == 1 and not self._at_work and self._usual < QUICK:
-            self._settle(committed, self._sync())
-        else:
-            self._at_work += 1
-            self._queue.put(committed)
+        self._queue.put(committed)
 
     async def aclose(self) -> None:
         """What was submitted is settled, then the thread has ended."""
@@ -69,37 +59,31 @@ class WalSync:
     def _work(self) -> None:
         ended = False
         while not ended:
-            ended, turns, batch = self._gather()
+            ended, batch = self._gather()
             if batch:
-                self._tell(self._done, turns, batch, self._sync())
+                self._tell(self._settle, batch, self._sync())
         if self._fd >= 0:
             os.close(self._fd)
         self._tell(self._ended.set_result, None)
 
-    def _gather(self) -> tuple[bool, int, list[Waiting]]:
-        """Is this the end, how many submissions, and what they hold."""
-        turns, batch = 0, list[Waiting]()
-        while not turns or not self._queue.empty():
+    def _gather(self) -> tuple[bool, list[Waiting]]:
+        """Is this the end, and what was submitted until now."""
+        batch: list[Waiting] = []
+        while not batch or not self._queue.empty():
             more = self._queue.get()
             if more is None:
-                return True, turns, batch
-            turns += 1
+                return True, batch
             batch.extend(more)
-        return False, turns, batch
+        return False, batch
 
     def _sync(self) -> BuslineError | None:
         try:
             if self._fd < 0 or not os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
                 self._reopen()
-            began = time.perf_counter()
             _datasync(self._fd)
-            self._note(time.perf_counter() - began)
         except OSError as error:
             return OutcomeUnknown(f"{self._path} could not be synced to disk: {error}")
         return None
-
-    def _note(self, seconds: float) -> None:
-        self._usual = seconds if self._usual == float("inf") else 0.8 * self._usual + 0.2 * seconds
 
     def _reopen(self) -> None:
         if self._fd >= 0:
@@ -112,10 +96,6 @@ class WalSync:
             self._loop.call_soon_threadsafe(callback, *args)  # type: ignore[arg-type]  # the two calls above
         except RuntimeError:  # the loop is gone, and with it everybody who waited
             self._queue.put(None)
-
-    def _done(self, turns: int, batch: Sequence[Waiting], error: BuslineError | None) -> None:
-        self._at_work -= turns
-        self._settle(batch, error)
 
     @staticmethod
     def _settle(batch: Sequence[Waiting], error: BuslineError | None) -> None:
