@@ -39,7 +39,7 @@ class Checkpoints:
         """A transaction of so many operations is in the log."""
         self._pages += _PER_COMMIT + operations
         self._commits += 1
-        if self._at_work or not (self._pages >= LIMIT or self._commits % _LOOK_AFTER == 0 and self._has_grown()):
+        if self._at_work or not (self._pages >= LIMIT or (self._commits % _LOOK_AFTER == 0 and self._has_grown())):
             return
         self._at_work, self._pages = True, 0
         if self._thread is None:
