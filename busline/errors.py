@@ -119,7 +119,7 @@ class CallTimeout(CallError, TimeoutError):
             if state == "started"
             else "no worker had reported a start; is a worker of its service running?"
         )
-        super().__init__(f"call to {topic!r} got no reply within {timeout:g} s at {where}: {hint}")
+        super().__init__(f"call to {topic!r} got no reply within {round(timeout, 3):g} s at {where}: {hint}")
         self.topic = topic
         self.timeout = timeout
         self.state: CallState = state
