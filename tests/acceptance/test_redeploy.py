@@ -155,7 +155,8 @@ async def test_no_request_fails_while_all_workers_are_replaced_one_after_the_oth
         began = time.monotonic()
         async with visited(*sites) as visitors:
             for number in range(2 * ROUNDS):
-                await asyncio.to_thread(until, lambda: served_by(visitors) >= number + 2, "both have served", 60)  # noqa: B023  # asked before the next round
+                share = f"{number + 2} have served"
+                await asyncio.to_thread(until, lambda least=number + 2: served_by(visitors) >= least, share, 60)
                 place = number % 2
                 workers[place] = await asyncio.to_thread(redeploy, shop, workers[place])
             await asyncio.to_thread(until, lambda: served_by(visitors) == 2 + 2 * ROUNDS, "each has served", 60)
