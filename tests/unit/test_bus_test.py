@@ -65,6 +65,13 @@ async def test_a_message_and_all_that_follows_from_it_has_been_handled_when_it_h
         assert not t.failed
 
 
+async def test_an_event_has_been_handled_by_its_subscribers_when_it_has_settled() -> None:
+    async with BusTest(shop()) as t:
+        await t.publish_and_settle("order.created", Order(sku="tea"))
+        assert t.handled.topics == ["order.created"]
+        assert t.sent.topics == ["mail.send"]
+
+
 async def test_a_call_returns_what_the_handler_returns_and_raises_what_it_raises() -> None:
     async with BusTest(shop()) as t:
         assert await t.call("order.create", Order(sku="tea"), returns=Order) == Order(sku="tea")
