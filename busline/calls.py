@@ -73,14 +73,19 @@ class Calls:
 
     async def ask_again(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
         """As `ask`, for a call that may be handled twice: when the broker goes away it is asked once more, with the
-        same message and a fresh correlation id, until an answer or the deadline ends it."""
+        same message and a fresh correlation id, until an answer or the deadline ends it. The cause of a CallTimeout is
+        what went wrong last."""
         pause, longest = AGAIN
+        lost: Exception | None = None
         while True:
             try:
                 return await self.ask(to, message, timeout=timeout, deadline=deadline)
-            except (ReplyLost, ConnectionLost, OutcomeUnknown):
+            except CallTimeout as error:
+                raise error from lost
+            except (ReplyLost, ConnectionLost, OutcomeUnknown) as error:
                 if self._closed or self._clock.time() + pause >= deadline:
                     raise
+                lost = error
             await anyio.sleep(pause)
             pause = min(longest, pause * 2)
 

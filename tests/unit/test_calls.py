@@ -662,6 +662,17 @@ async def test_a_broker_that_is_away_is_asked_again_until_the_deadline(caller: C
     assert len(caller.line.sent) == 3
 
 
+async def test_a_timeout_of_a_call_that_was_asked_again_names_what_went_wrong_before(caller: Caller) -> None:
+    call = await ask_again(caller, timeout=10.0)
+    await sent(caller, 1)
+    caller.line.on_lost()
+    await sent(caller, 2)
+    await caller.clock.advance(11.0)
+    error = await outcome(call)
+    assert isinstance(error, CallTimeout)
+    assert isinstance(error.__cause__, ReplyLost)
+
+
 async def test_a_bus_that_is_closed_asks_nobody_again(caller: Caller) -> None:
     call = await ask_again(caller)
     await sent(caller, 1)
