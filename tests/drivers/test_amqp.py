@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import aiormq
@@ -22,8 +23,9 @@ from busline.errors import ConfigurationError, ConnectionLost, NoHandler, QueueF
 from busline.message import Binding, Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.scenes import eventually
 from busline.transports import from_url as any_url
-from busline.transports.amqp import AmqpTransport, from_url, ladder
-from busline.transports.amqp.url import parse
+from busline.transports.amqp import AmqpTransport, from_url, ladder, patience
+from busline.transports.amqp.link import Session
+from busline.transports.amqp.url import Kind, parse
 from tests.proxy import Proxy
 from tests.servers import Rabbit
 
@@ -563,6 +565,50 @@ async def test_a_late_handler_must_end_before_the_consumer_timeout(rabbit: Rabbi
     patient.handler(name("long"), time_limit=seconds + 1)(long)
     async with patient.worker():
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "named", "longest", "asked"),
+    [
+        ("quorum", (3, 10), None, 1800.0, {}),
+        ("classic", (4, 2), None, 1800.0, {}),
+        ("quorum", (4, 2), 7200.0, 7200.0, {}),
+        ("quorum", (4, 3), None, 2592000.0, {"x-consumer-timeout": 2592000000}),
+        ("quorum", (4, 3), inf, 2592000.0, {"x-consumer-timeout": 2592000000}),
+        ("quorum", (5, 0), 7200.0, 7200.0, {"x-consumer-timeout": 7200000}),
+        ("classic", (4, 3), 7200.0, inf, {}),
+        (None, (4, 3), 7200.0, 7200.0, {}),
+    ],
+)
+def test_each_consumer_asks_for_its_timeout_where_the_broker_can_be_asked(
+    kind: Kind | None,
+    version: tuple[int, ...],
+    named: float | None,
+    longest: float,
+    asked: dict[str, int],
+) -> None:
+    assert patience.longest(kind, version, named) == longest
+    assert patience.wish(kind, version, named) == asked
+
+
+async def test_a_handler_that_runs_for_hours_is_served_by_a_consumer_that_asked_for_them(
+    rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker's version is a lie, which it takes no notice of: it knows no such argument, and keeps it."""
+    monkeypatch.setattr(Session, "version", (4, 3))
+    service = name("svc")
+    bus = Bus(rabbit.url, service=service)
+
+    @bus.handler(f"{service}.long", time_limit=7200)
+    async def long() -> str:
+        return "done"
+
+    async with bus.worker():
+        assert await bus.call(f"{service}.long", timeout=10) == "done"
+        told = await asyncio.to_thread(rabbit.ctl, "list_consumers", "-p", rabbit.vhost, "queue_name", "arguments")
+    mine = [line for line in told.splitlines() if line.startswith(f"{service}\t")]
+    assert mine
+    assert all("x-consumer-timeout" in line and "2592000000" in line for line in mine), told
 
 
 async def test_patterns_of_an_earlier_process_are_taken_away(rabbit: Rabbit) -> None:

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from aiormq.exceptions import ChannelAccessRefused
+from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Destination, Limits, QueueSpec, ToQueue
-from busline.transports.amqp import topology
+from busline.transports.amqp import patience, topology
 from busline.transports.amqp.bounds import Bound
 from busline.transports.amqp.faults import LIBRARY, reason, translate, was_cancelled
 from busline.transports.amqp.keeping import Keeper
@@ -66,11 +67,21 @@ class Attached:
         spec = self._specs.get(queue)
         if spec is None or (spec.passive and spec.kind is None):
             return
-        if priority > (highest := self._limits(spec).priorities):
+        if priority > (highest := topology.limits(spec, self._kind(spec)).priorities):
             raise ConfigurationError(f"priority {priority} at queue {queue!r}, whose highest is {highest}")
 
-    def _limits(self, spec: QueueSpec) -> Limits:
-        return topology.limits(spec, self._kind(spec), self._consumer_timeout)
+    def consumer_arguments(self, queue: str, version: tuple[int, ...]) -> dict[str, FieldValue]:
+        """Of consumers of the queue at a broker of this version."""
+        spec = self._specs.get(queue)
+        return {} if spec is None else patience.wish(self._certain_kind(spec), version, self._consumer_timeout)
+
+    def _limits(self, spec: QueueSpec, version: tuple[int, ...]) -> Limits:
+        most = patience.longest(self._certain_kind(spec), version, self._consumer_timeout)
+        return topology.limits(spec, self._kind(spec), most)
+
+    def _certain_kind(self, spec: QueueSpec) -> Kind | None:
+        """None for a queue of somebody else's that is not in the register: AMQP does not tell its kind."""
+        return None if spec.passive and spec.kind is None else self._kind(spec)
 
     def _kind(self, spec: QueueSpec) -> Kind:
         return topology.kind_of(spec, self._default)
@@ -105,11 +116,11 @@ class Attached:
             await topology.find_queue(session, spec.name, self._link.where)
             spec = await self._verify(session, spec)
             if not create:
-                return self._limits(spec)
+                return self._limits(spec, session.version)
         else:
             await self._make(session, spec)
         self._specs[spec.name] = spec
-        return self._limits(spec)
+        return self._limits(spec, session.version)
 
     async def _make(self, session: Session, spec: QueueSpec) -> None:
         try:

@@ -15,6 +15,7 @@ from time import monotonic
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 from pamqp import commands
+from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery
@@ -43,6 +44,9 @@ GIVE_BACK_TIMEOUT = 2.0
 Again = Callable[[str, Delivered, int, float], Awaitable[None]]
 """Send a copy to this queue, with this count of deliveries, after so many seconds; returns when it is confirmed."""
 
+Arguments = Callable[[str, tuple[int, ...]], dict[str, FieldValue]]
+"""Of consumers of a queue at a broker of a version."""
+
 
 class Verb(Enum):
     """What the broker is told of a message."""
@@ -66,6 +70,7 @@ class AmqpConsumer:
         topic: str,
         slots: int,
         prefetch: int,
+        arguments: Arguments,
         again: Again,
         leave: Callable[[AmqpConsumer], None],
     ) -> None:
@@ -76,6 +81,7 @@ class AmqpConsumer:
         self._topic = topic
         self._slots = slots
         self._prefetch = prefetch
+        self._arguments = arguments
         self._again = again
         self._leave = leave
         self._demands: deque[tuple[int, asyncio.Future[list[Delivery]]]] = deque()
@@ -358,6 +364,7 @@ class AmqpConsumer:
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
             closing = channel.closing
             closing.add_done_callback(lambda _: self._wake.set())
+            self._at_broker.arguments = self._arguments(self.queue, session.version)
             await self._at_broker.round_trip(lane)
             self._lane = lane
             while not closing.done():

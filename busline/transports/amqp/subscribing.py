@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from pamqp import commands
+from pamqp.common import FieldValue
 
 from busline.transports.amqp.wire import Consume, Delivered, Lane
 
@@ -18,6 +19,8 @@ class Subscriptions:
         self._queue = queue
         self._prefetch = prefetch
         self._arrived = arrived
+        self.arguments: dict[str, FieldValue] = {}
+        """Of those that begin from now on."""
         self._number = 0
         self.tags: list[str] = []
 
@@ -36,7 +39,8 @@ class Subscriptions:
         tag = f"{stem}/{self._number}"
         lane.subscribe(tag, self._arrived)
         self.tags.append(tag)
-        await lane.channel.rpc(Consume(queue=self._queue, consumer_tag=tag, nowait=True))
+        consume = Consume(queue=self._queue, consumer_tag=tag, nowait=True, arguments=self.arguments)
+        await lane.channel.rpc(consume)
 
     async def remove(self, lane: Lane, tags: Sequence[str]) -> None:
         """All in one go, and one round trip in which whatever was on its way to them arrives."""

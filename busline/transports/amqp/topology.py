@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from aiormq.channel import Channel
@@ -97,15 +98,15 @@ def arguments(spec: QueueSpec, kind: Kind) -> dict[str, Any]:
     return chosen
 
 
-def limits(spec: QueueSpec, kind: Kind, consumer_timeout: float) -> Limits:
-    """What such a queue can do. `consumer_timeout`: seconds after which the broker takes back what was not acked."""
+def limits(spec: QueueSpec, kind: Kind, max_lease: float = inf) -> Limits:
+    """What such a queue can do. `max_lease`: seconds after which the broker takes back what was not acked."""
     classic = kind == "classic"
     highest = MAX_PRIORITY if spec.max_priority is None else spec.max_priority
     return Limits(
         max_delay=LONGEST,
         max_release_delay=LONGEST,
         lease=None,
-        max_lease=consumer_timeout,
+        max_lease=max_lease,
         priorities=highest if classic and not spec.ephemeral else 0,
         max_bytes=MAX_BYTES,
         max_batch=256,

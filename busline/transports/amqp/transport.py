@@ -158,7 +158,8 @@ class AmqpTransport:
         self._opened()
         await self._errands.run(self._in_session())
         topic = self._attached.sole_topic(queue)
-        consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, self._again, self._consumers.remove)
+        arguments = self._attached.consumer_arguments
+        consumer = AmqpConsumer(self._in, queue, topic, slots, prefetch, arguments, self._again, self._consumers.remove)
         self._consumers.append(consumer)
         return consumer
 

@@ -37,9 +37,9 @@ class Settings:
     connect_timeout: float = 5.0
     kind: Kind = "quorum"
     """Type of the queues that don't name one."""
-    consumer_timeout: float = 1800.0
-    """The broker's own setting, after which it takes back a message that was not acked; inf = never. Naming it here
-    does not change it there: AMQP cannot tell it, and a handler that may run longer is refused at startup."""
+    consumer_timeout: float | None = None
+    """The broker's own setting, after which it takes back a message that was not acked; inf = never, None = not said.
+    Naming it here does not change it there, but where consumers may ask for it; see patience.py."""
     reply: Literal["direct", "queue"] = "direct"
     """Replies by direct reply-to, or by a queue of our own that outlives a lost connection."""
 
