@@ -17,7 +17,7 @@ import anyio
 
 from busline.clock import Clock
 from busline.codec import decode, encode
-from busline.errors import CodecError, ConfigurationError, NoHandler
+from busline.errors import CodecError, ConfigurationError, NoHandler, QueueNotFound
 from busline.message import Message, QueueSpec, ToTopic
 from busline.transports.base import Consumer, Transport
 from busline.wire import Envelope, new_id
@@ -76,11 +76,31 @@ class Answer:
         return min(0.0, self.at - self.asked_at)
 
 
+def doctors_queue(service: str | None) -> str:
+    """How the name begins of the queue in which the doctor sends itself a message: as the service's do."""
+    return f"{service}.doctor-" if service else f"{DESK}doctor-"
+
+
 def question(verb: Verb, answers: str, worker: str | None, timeout: float, now: float, args: dict[str, Any]) -> Message:
     """The message that asks."""
     body = {"verb": verb, "answers": answers, "worker": worker, **args}
     envelope = Envelope(new_id(), now, expires_at=now + timeout)
     return Message(ASK, encode(body), envelope.encode(), correlation_id=envelope.id, ttl=timeout, expendable=True)
+
+
+async def attach_own(transport: Transport, spec: QueueSpec, purpose: str) -> None:
+    """Make a queue of this process's own. Raises ConfigurationError where none may be made, or where a message cannot
+    reach the queues of several processes."""
+    try:
+        limits = await transport.attach(spec)
+    except QueueNotFound as error:
+        raise ConfigurationError(f"{purpose} needs a queue for each process: {error}") from error
+    if not limits.fanout:
+        await transport.detach(spec.name, delete=True)
+        raise ConfigurationError(
+            f"{transport.where} cannot reach several processes with one message, which {purpose} needs; on SQS that "
+            "takes SNS topics"
+        )
 
 
 async def is_recorded(transport: Transport, topic: str, now: float) -> bool:
@@ -109,13 +129,8 @@ class Control:
         self._turn = anyio.Lock()
 
     async def __aenter__(self) -> Self:
-        limits = await self._transport.attach(QueueSpec(self._queue, "busline", ephemeral=True))
-        if not limits.fanout:
-            await self._transport.detach(self._queue, delete=True)
-            raise ConfigurationError(
-                f"{self._transport.where} cannot reach several processes with one message, which asking the workers "
-                "needs; on SQS that takes SNS topics"
-            )
+        spec = QueueSpec(self._queue, "busline", ephemeral=True)
+        await attach_own(self._transport, spec, "asking the workers")
         self._consumer = await self._transport.consume(self._queue, slots=1, prefetch=ANSWERS_AT_ONCE)
         return self
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from busline.catalog import served
 from busline.codec import decode, encode
-from busline.control import ANSWER, ASK, EVER_PAUSED, PAUSED, POST, Answer, is_recorded
+from busline.control import ANSWER, ASK, EVER_PAUSED, PAUSED, POST, Answer, attach_own, is_recorded
 from busline.errors import BuslineError, CodecError, ConfigurationError, TransportClosed, TransportError
 from busline.message import Delivery, Message, QueueSpec, ToQueue
 from busline.process import resident_memory
@@ -91,13 +91,7 @@ class Post:
 
     async def _attach(self) -> None:
         spec = QueueSpec(self._queue, "busline", patterns=frozenset({ASK}), ephemeral=True)
-        limits = await self._transport.attach(spec)
-        if not limits.fanout:
-            await self._transport.detach(self._queue, delete=True)
-            raise ConfigurationError(
-                f"{self._transport.where} cannot reach several processes with one message, which control=True needs; "
-                "on SQS that takes SNS topics"
-            )
+        await attach_own(self._transport, spec, "control=True")
         if self._consumer is not None:
             await self._consumer.aclose()
         self._consumer = await self._transport.consume(self._queue, slots=1)

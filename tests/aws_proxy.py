@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 
 import aiohttp
 from aiohttp import web
@@ -25,11 +26,13 @@ class Rule:
 
 @dataclass
 class AwsProxy:
-    """Forwards to `target`; `actions` are those that came, in their order."""
+    """Forwards to `target`; `actions` are those that came, in their order, and `rights` what IAM would have been asked:
+    action and ARN."""
 
     target: str
     rules: list[Rule] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
+    rights: set[tuple[str, str]] = field(default_factory=set)
     port: int = 0
 
     async def __aenter__(self) -> AwsProxy:
@@ -62,6 +65,7 @@ class AwsProxy:
         if not action:
             action = next((part[7:] for part in body.decode().split("&") if part.startswith("Action=")), "")
         self.actions.append(action)
+        self.rights.update(rights_of(action, json.loads(body) if "X-Amz-Target" in request.headers else parse_qs(body)))
         for rule in self.rules:
             if rule.action == action and rule.times > 0:
                 rule.times -= 1
@@ -76,6 +80,21 @@ class AwsProxy:
         ) as got:
             kept = {"Content-Type": got.headers.get("Content-Type", "")}
             return web.Response(status=got.status, headers=kept, body=await got.read())
+
+
+def rights_of(action: str, asked: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """What IAM asks for a request to SQS (JSON) or SNS (a form) in us-east-1."""
+    if b"Action" in asked:
+        (topic,) = asked.get(b"TopicArn") or [b"*"]  # it has no resource for a subscription
+        if action == "CreateTopic":
+            topic = b"arn:aws:sns:us-east-1:000000000000:" + asked[b"Name"][0]
+        yield f"sns:{action.removesuffix('Batch')}", topic.decode()
+    else:
+        queue = asked.get("QueueName") or asked.get("QueueUrl", "").rpartition("/")[2]
+        resource = f"arn:aws:sqs:us-east-1:000000000000:{queue}" if queue else "*"
+        yield f"sqs:{action.removesuffix('Batch')}", resource
+        if action == "CreateQueue" and asked.get("tags"):
+            yield "sqs:TagQueue", resource
 
 
 def refuse(code: str, status: int = 400, text: str = "as the test says") -> Effect:

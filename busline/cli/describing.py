@@ -15,6 +15,7 @@ from busline.cli.exits import Exit, Failure
 from busline.cli.handlers import App
 from busline.cli.load import load_bus
 from busline.cli.terminal import say, show_json
+from busline.control import RESERVED, doctors_queue
 from busline.message import ToQueue
 from busline.registry import Handler, Plan, QueuePlan, shown_name
 from busline.topics import check_topic, matches
@@ -46,7 +47,10 @@ def policy_of(bus: Bus) -> Mapping[str, Any]:
         raise Failure(Exit.USAGE, f"only sqs:// has an IAM policy, and this bus is at {where(bus)}")
     from busline.transports.sqs import iam_policy  # an extra, and asked for by nobody else
 
-    return iam_policy(bus.url, worker=bool(bus.plan().queues))
+    plan = bus.plan()
+    broadcasts = [spec.name for spec in (queue.spec for queue in plan.queues.values()) if spec.ephemeral]
+    own = [RESERVED, doctors_queue(bus.service), *(f"{name.rpartition('.')[0]}." for name in broadcasts)]
+    return iam_policy(bus.url, worker=bool(plan.queues), own=own)
 
 
 def described(app: str, bus: Bus, plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from busline.message import Message
 from busline.topics import matches
 from busline.transports.sqs import iam_policy
 from busline.transports.sqs.events import rules_of
-from busline.transports.sqs.names import is_fifo, our_name, queue_name, tag_text, tag_word
+from busline.transports.sqs.names import beginning, is_fifo, our_name, queue_name, tag_text, tag_word
 from busline.transports.sqs.register import TOPIC_TAGS, TOPICS, placed
 from busline.transports.sqs.url import parse
 from busline.transports.sqs.wire import _FORBIDDEN, MAX_WIRE, parcel, read
@@ -40,6 +40,11 @@ def test_a_queues_name_is_one_that_sqs_takes_and_can_be_read_back(name: str) -> 
 @given(st.lists(TRICKY | TEXT, min_size=2, max_size=20, unique=True))
 def test_two_names_never_become_one(names: list[str]) -> None:
     assert len({queue_name(name, "") for name in names}) == len(names)
+
+
+@given(TEXT | TRICKY, st.sampled_from(["", "p" * 30]), st.sampled_from([".", ".doctor-"]))
+def test_names_that_begin_alike_do_so_at_sqs(name: str, prefix: str, end: str) -> None:
+    assert queue_name(f"{name}{end}01ab", prefix).startswith(beginning(name + end, prefix))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from functools import partial
 from busline.bus import Bus
 from busline.cli.doctor.findings import Finding, finding
 from busline.cli.doctor.offline import needing_store
-from busline.control import DESK, PAUSED, Control
+from busline.control import PAUSED, Control, doctors_queue
 from busline.errors import BuslineError, ConfigurationError, ConnectionLost, OutcomeUnknown, QueueNotFound
 from busline.message import Limits, Message, QueueSpec, QueueStats, ToQueue
 from busline.registry import DEAD_SUFFIX, Handler, Plan, QueuePlan
@@ -72,8 +72,7 @@ class _Examination:
 
     async def _round_trip(self) -> AsyncIterator[Finding]:
         """A queue of its own: declared, written to, read, deleted, under a name that begins as the service's do."""
-        prefix = f"{self._bus.service}." if self._bus.service else DESK
-        name = f"{prefix}doctor-{new_id()[:8]}"
+        name = doctors_queue(self._bus.service) + new_id()[:8]
         try:
             self._limits = await self._transport.attach(QueueSpec(name, self._bus.service or "busline", ephemeral=True))
             took = await self._send_and_wait(name)
@@ -187,7 +186,7 @@ class _Examination:
         try:
             async with Control(self._transport, self._bus.clock) as control:
                 answers = [each for each in await control.ping(timeout=1.0) if each.service == self._bus.service]
-        except (ConfigurationError, QueueNotFound):
+        except ConfigurationError:
             # A transport that cannot ask them, or where no queue may be made for the answers; that is no illness.
             return
         if not answers:

@@ -36,9 +36,19 @@ def queue_name(name: str, prefix: str) -> str:
     room = LONGEST - len(prefix) - len(fifo)
     if len(escaped) > room:
         digest = blake2b(stem.encode(), digest_size=12).hexdigest()
-        kept = escaped[: room - len(digest) - 3]
-        escaped = f"{kept.rstrip('-')}-_h{digest}"
+        escaped = f"{_kept(escaped, room)}-_h{digest}"
     return prefix + escaped + fifo
+
+
+def _kept(escaped: str, room: int) -> str:
+    """What stays of a name that is too long, before `-_h` and 24 digits."""
+    return escaped[: room - 27].rstrip("-")
+
+
+def beginning(start: str, prefix: str) -> str:
+    """How the names of queues begin at SQS that begin with `start`, a beginning of words."""
+    escaped, room = _escape(start), LONGEST - len(prefix)
+    return prefix + (escaped if len(escaped) <= room - 27 else _kept(escaped, room))
 
 
 def _escape(stem: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from busline.transports.sqs.events import NAME
+from busline.transports.sqs.names import REPLIES, beginning
 from busline.transports.sqs.url import parse
 
-CALLER = ("sqs:GetQueueUrl", "sqs:SendMessage", "sqs:ListQueues", "sqs:ListQueueTags")
-"""To send and to publish; without the last two, callers say `routes=` or `queue=`."""
-INBOX = ("sqs:CreateQueue", "sqs:DeleteQueue", "sqs:TagQueue", "sqs:ReceiveMessage", "sqs:DeleteMessage")
-"""To call, which needs a queue for the replies; of the names `PREFIX-_reply-*` only, if nothing else may be made."""
+CALLER = ("sqs:GetQueueUrl", "sqs:SendMessage", "sqs:ListQueueTags")
+"""To send; without the last one, and `ANYWHERE`'s, callers say `routes=` or `queue=`."""
+OWN = ("sqs:CreateQueue", "sqs:DeleteQueue", "sqs:TagQueue", "sqs:ReceiveMessage", "sqs:DeleteMessage")
+"""For queues that go with a process, if nothing else may be made: without them it cannot call."""
 WORKER = (
     *("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"),
     *("sqs:TagQueue", "sqs:UntagQueue"),
@@ -19,38 +20,46 @@ WORKER = (
 """To serve queues; without the last two, callers say `routes=`."""
 MAKER = ("sqs:CreateQueue", "sqs:SetQueueAttributes", "sqs:DeleteQueue")
 """For a worker that makes its queues itself."""
-LISTENER = (
-    *("sns:CreateTopic", "sns:Subscribe", "sns:SetSubscriptionAttributes", "sns:ListSubscriptionsByTopic"),
-    *("sns:Unsubscribe",),
-)
+LISTENER = ("sns:CreateTopic", "sns:Subscribe", "sns:ListSubscriptionsByTopic")
 """For subscribers."""
 LISTENED = ("sqs:SetQueueAttributes",)
 """On the queues of subscribers, whose policy has to let SNS send to them."""
 PUBLISHER = ("sns:Publish",)
 """To publish to subscribers."""
+PUBLISHED = ("sqs:GetQueueAttributes",)
+"""On the queues of subscribers: it tells the account, in which the topic is, too."""
+ANYWHERE = ("sqs:ListQueues",)
+"""IAM has no resource for it."""
+SUBSCRIPTIONS = ("sns:SetSubscriptionAttributes", "sns:Unsubscribe")
+"""For subscribers; IAM has no resource for them either."""
 
 
-def iam_policy(url: str, *, worker: bool = True) -> Mapping[str, Any]:
+def iam_policy(url: str, *, worker: bool = True, own: Iterable[str] = ("busline.",)) -> Mapping[str, Any]:
     """The document for a process that uses `url` as it stands: for a worker, or for one that only calls and sends.
 
-    Raises ConfigurationError for a URL that is none.
+    `own`: where create=ephemeral, how the names begin of the queues that a worker's process has for itself, beside that
+    for replies; those of broadcast subscribers begin with service and function, and busline's, for `bus.control()` and
+    the commands, with `busline.`. Raises ConfigurationError for a URL that is none.
     """
     settings = parse(url)
     sqs: list[str] = [*CALLER, *(WORKER if worker else ()), *(MAKER if worker and settings.create == "all" else ())]
-    sns: list[str] = [*PUBLISHER, *(LISTENER if worker else ())] if settings.events else []
-    if worker and settings.events:
-        sqs += LISTENED
-    if not settings.renew:
+    anywhere, sns = list[str](ANYWHERE), list[str]()
+    if settings.events:
+        sqs += (*PUBLISHED, *(LISTENED if worker else ()))
+        sns += (*PUBLISHER, *(LISTENER if worker else ()))
+        anywhere += SUBSCRIPTIONS if worker else ()
+    if not settings.renew and worker:
         sqs.remove("sqs:ChangeMessageVisibility")
-    queues = f"arn:aws:sqs:{settings.region}:*:{settings.prefix}*"
-    statements = [_statement([action for action in sqs if action != "sqs:ListQueues"], queues)]
+    queues = f"arn:aws:sqs:{settings.region}:*:"
+    statements = [_statement(sqs, f"{queues}{settings.prefix}*")]
     if settings.create != "none":
-        statements.append(_statement(INBOX, f"arn:aws:sqs:{settings.region}:*:{settings.prefix}-_reply-*"))
-    statements.append(_statement(["sqs:ListQueues"], "*"))
+        starts = [settings.prefix + REPLIES, *(beginning(each, settings.prefix) for each in own if worker)]
+        statements.append(_statement(OWN, [f"{queues}{start}*" for start in starts]))
+    statements.append(_statement(anywhere, "*"))
     if sns:
         statements.append(_statement(sns, f"arn:aws:sns:{settings.region}:*:{settings.prefix}{NAME}"))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
-def _statement(actions: Sequence[str], resource: str) -> dict[str, Any]:
+def _statement(actions: Sequence[str], resource: str | list[str]) -> dict[str, Any]:
     return {"Effect": "Allow", "Action": sorted(set(actions)), "Resource": resource}

@@ -109,13 +109,18 @@ class Queues:
         """Do the settings allow it?"""
         return self._settings.create == "all" or (self._settings.create == "ephemeral" and spec.ephemeral)
 
+    def _not_made(self, spec: QueueSpec, missing: QueueNotFound) -> QueueNotFound:
+        create = "false" if self._settings.create == "none" else self._settings.create
+        hint = ": say create=ephemeral" if spec.ephemeral else ""
+        return QueueNotFound(spec.name, f"{missing.where}, and create={create} forbids to make it{hint}")
+
     async def declare(self, spec: QueueSpec, tags: Mapping[str, str]) -> Known:
         """Find it or, where that is allowed, make it. Raises QueueNotFound."""
         try:
             known = await self.look(spec.name)
-        except QueueNotFound:
+        except QueueNotFound as error:
             if not self.may_make(spec):
-                raise
+                raise self._not_made(spec, error) from error
             attributes = await self._wanted(spec)
             url = await self.make(self.called(spec.name), spec.name, attributes, tags)
             self._remember(spec.name, url)
@@ -218,6 +223,11 @@ class Queues:
             raise ConfigurationError(f"queue {name!r}: SQS cannot bound a queue, so max_length has no effect there")
         if spec.patterns and is_fifo(name):
             raise ConfigurationError(f"queue {name!r}: SNS does not bring events to a FIFO queue; name another")
+        if is_fifo(name) and not self._settings.renew:
+            raise ConfigurationError(
+                f"queue {name!r}: what a FIFO queue is given back keeps its place by ChangeMessageVisibility, which "
+                "renew=0 forbids"
+            )
         if spec.patterns and not fanout:
             raise ConfigurationError(
                 f"queue {name!r} cannot listen to events at {self._settings.where}, where SNS may not be used"

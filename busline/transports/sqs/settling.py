@@ -24,22 +24,23 @@ from busline.transports.sqs.wire import Parcel, again
 class Settler:
     """Of one queue, known by `url` and called `name`."""
 
-    def __init__(self, clients: Clients, sender: Sender, url: str, name: str, done: Done) -> None:
+    def __init__(self, clients: Clients, sender: Sender, url: str, name: str, done: Done, *, renew: bool) -> None:
         self._clients = clients
         self._sender = sender
         self.url = url
         self.name = name
         self._done = done
+        self._renew = renew
         self._token = token_hex(4)
         self._deletes = Batcher(self._delete_batch, name=f"delete {name}")
 
     async def probe(self) -> None:
         """Raises Denied if messages could be received here and not be settled: better now than with the first one."""
         nobodys = {"Id": "0", "ReceiptHandle": "busline-probe"}
-        for action, entry in (
-            ("DeleteMessageBatch", nobodys),
-            ("ChangeMessageVisibilityBatch", {**nobodys, "VisibilityTimeout": 0}),
-        ):
+        asked = {"DeleteMessageBatch": nobodys, "ChangeMessageVisibilityBatch": {**nobodys, "VisibilityTimeout": 0}}
+        if not self._renew:
+            del asked["ChangeMessageVisibilityBatch"]
+        for action, entry in asked.items():
             try:
                 await self._clients.ask(action, queue=self.name, QueueUrl=self.url, Entries=[entry])
             except Refused:
@@ -185,7 +186,10 @@ class Settler:
             self.delete(receipt)
 
     async def show(self, receipts: Sequence[Receipt], delay: float = 0.0) -> None:
-        """Let SQS deliver them again after `delay` seconds. What fails comes again when its lease ends."""
+        """Let SQS deliver them again after `delay` seconds. What fails comes again when its lease ends, and so does
+        everything where leases must not be changed."""
+        if not self._renew:
+            return
         for at in range(0, len(receipts), MOST):
             chunk = receipts[at : at + MOST]
             seconds = [each.longest(ceil(delay)) if delay else 0 for each in chunk]

@@ -90,7 +90,7 @@ class SqsTransport:
             raise TransportClosed(f"the transport to {self.where} is not open")
 
     def _settler(self, url: str, name: str, done: Done | None = None) -> Settler:
-        return Settler(self._clients, self._sender, url, name, done or Done())
+        return Settler(self._clients, self._sender, url, name, done or Done(), renew=self._settings.renew)
 
     # -- queues ---------------------------------------------------------------------------------------------------
 
