@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from busline import Bus, Retry
+from busline import Bus, Queue, Retry
+from busline.cli.describing import described
+from busline.cli.doctor.online import examine
+from busline.dead_letters import DeadLetters, Selection
 from busline.errors import ConfigurationError, NoHandler, QueueNotFound
 from busline.message import Message, QueueSpec, ToQueue, ToTopic
 from busline.testing.checks_bus_control import check_a_worker_whose_slots_are_taken_tells_what_it_works_on, holding
 from busline.testing.harnesses import SqsHarness
 from busline.testing.scenes import eventually
 from busline.testing.steps import take
-from busline.transports.sqs import SqsTransport, from_url, wire
+from busline.transports.sqs import SqsTransport, from_url, register, wire
 from busline.transports.sqs.clients import Clients
 from busline.transports.sqs.url import parse
 from tests.ministack import Ministack
@@ -205,6 +208,81 @@ async def test_a_moved_topic_is_found_by_those_who_believed_the_old_owner(place:
         await owner.detach("new", delete=True)
         with pytest.raises(NoHandler):
             await sender.send(ToTopic(topic), Message(topic, b"never"))
+
+
+async def test_a_queue_without_tags_is_looked_at_again_soon_and_then_ever_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be one of ours that was seen between its making and its first tags, which nobody announces again."""
+    monkeypatch.setattr(register, "FIRST_LOOK", 0.2)
+    monkeypatch.setattr(register, "LONGEST_LOOK", 0.8)
+    async with place.client() as transport:
+        await transport.attach(QueueSpec("other", "svc", frozenset({"other.topic"})))  # so that there is a register
+        url = await place.make("svc")
+        transport._register.forget()
+        with pytest.raises(NoHandler):
+            await transport.send(ToTopic("a.topic"), Message("a.topic", b"1"))
+        pauses: list[float] = []
+
+        async def looked_at() -> bool:
+            await transport._register.entries(believed=0.0)
+            pause = transport._register._untagged[url][1]
+            if pause not in pauses:
+                pauses.append(pause)
+            return len(pauses) == 3
+
+        await eventually(looked_at)
+        assert pauses == [0.2, 0.4, 0.8]
+        tags = {"busline:queue": "svc", "busline:service": "svc", "busline:prefix": place.prefix}
+        await place.ask("TagQueue", QueueUrl=url, Tags={**tags, "busline:t.0": "a.topic"})
+
+        async def found() -> bool:
+            return bool((await transport._register.entries(believed=0.0))["svc"].topics)
+
+        await eventually(found)
+        await transport.send(ToTopic("a.topic"), Message("a.topic", b"1"))
+        assert url not in transport._register._untagged
+
+
+@pytest.mark.parametrize("dead", ["shop.fifo.dead", "shop-dead.fifo"])
+async def test_fifo_queues_and_their_dead_letters_are_looked_after_like_others(place: Place, dead: str) -> None:
+    """What `busline dlq list|show|replay|purge`, `queues`, `purge`, `describe` and `doctor` stand on."""
+    bus = Bus(place.url(), service="shop", retry=Retry(max_retries=0))
+    repaired: list[str] = []
+
+    @bus.handler("orders.bill", queue=Queue("shop.fifo", dead_letter=dead), time_limit=60)
+    async def bill(customer: str) -> None:
+        if not repaired:
+            raise ConnectionError(f"no printer for {customer}")
+        repaired.append(customer)
+
+    group = {"MessageGroupId": "all"}
+    async with bus.worker():
+        for customer in ("Ada", "Ben"):
+            await bus.send("orders.bill", customer, headers=group)
+        await eventually(lambda: bus.stats.dead_lettered == 2)
+        letters = await DeadLetters.find(bus.transport, dead)
+        found = {each.failure["message"]: each.id for each in await letters.peek(Selection(), 9)}
+        assert set(found) == {"no printer for Ada", "no printer for Ben"}
+        repaired.append("now")
+        assert (await letters.replay(Selection(ids=[found["no printer for Ada"]]))).done == 1
+        await eventually(lambda: repaired == ["now", "Ada"])
+        assert await letters.waiting() == 1
+        assert (await letters.purge(Selection())).done == 1
+        assert await letters.waiting() == 0
+    async with bus:
+        for customer in ("Cem", "Dee"):
+            await bus.send("orders.bill", customer, headers=group)
+        transport = bus.transport
+        assert isinstance(transport, SqsTransport)
+        assert {each.name: each.ready for each in await transport.stats()} == {"shop.fifo": 2, dead: 0}
+        policy = (await place.attributes(transport, "shop.fifo")).get("RedrivePolicy", "{}")
+        assert ("deadLetterTargetArn" in json.loads(policy)) == dead.endswith(".fifo"), "SQS wants both of one kind"
+    found_ill = [each.code for each in await examine(bus, bus.plan(), 5.0) if each.severity != "note"]
+    assert found_ill == ["queue_unconsumed"]
+    assert [each["queue"] for each in described("shop:bus", bus, bus.plan())["queues"]] == ["shop.fifo"]
+    async with bus:
+        assert await bus.transport.purge("shop.fifo") == 2  # type: ignore[attr-defined]  # of SQS
 
 
 async def test_a_group_of_a_fifo_queue_comes_in_its_order_and_holds_up_no_other(place: Place) -> None:

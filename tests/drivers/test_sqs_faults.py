@@ -114,8 +114,8 @@ async def test_an_entry_that_is_refused_is_told_and_the_others_are_sent(proxy: A
 
 async def test_polls_that_fail_are_asked_again_and_told_in_health(proxy: AwsProxy) -> None:
     async with client(url(proxy.endpoint)) as transport:
-        proxy.fail("ReceiveMessage", refuse("InternalError", 500), 3)
         consumer = await transport.consume("jobs", slots=1)
+        proxy.fail("ReceiveMessage", refuse("InternalError", 500), 3)
         await send(transport, b"1")
         receiving = asyncio.create_task(take(consumer))
         await eventually(lambda: transport.health().status == "down")
@@ -273,6 +273,40 @@ async def test_the_page_of_a_proxy_instead_of_an_answer_is_one_of_our_errors(pro
         proxy.fail("GetQueueUrl", page)
         with pytest.raises(ConnectionLost):
             await transport.attach(QueueSpec("others"))
+
+
+@pytest.mark.parametrize("action", ["ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"])
+async def test_a_worker_that_may_not_receive_or_settle_does_not_start(proxy: AwsProxy, action: str) -> None:
+    bus = Bus(url(proxy.endpoint), service="svc")
+
+    @bus.handler("svc.double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    proxy.fail(action, refuse("AccessDenied", 403), 1000)
+    with pytest.raises(ConfigurationError, match=f"does not permit sqs:{action.removesuffix('Batch')}"):
+        async with bus.worker():
+            raise AssertionError("it started")
+
+
+async def test_to_be_idle_costs_the_polls_and_nothing_else(proxy: AwsProxy) -> None:
+    """One poll each `wait` seconds for each queue, as `docs/sqs.md` counts them."""
+    bus = Bus(url(proxy.endpoint, cache=2), service="svc")
+
+    @bus.handler("svc.double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    @bus.handler("svc.other", queue="svc.other")
+    async def other() -> None: ...
+
+    async with bus.worker():
+        await eventually(lambda: proxy.actions[-4:] == ["ReceiveMessage"] * 4)
+        before, began = len(proxy.actions), time.monotonic()
+        await asyncio.sleep(2.5)  # what is sent meanwhile is what is counted
+        polls = proxy.actions[before:]
+        assert set(polls) == {"ReceiveMessage"}
+        assert len(polls) <= 2 * (time.monotonic() - began + 1)
 
 
 async def test_expired_credentials_are_no_missing_right(proxy: AwsProxy) -> None:

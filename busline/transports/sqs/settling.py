@@ -35,16 +35,20 @@ class Settler:
         self._deletes = Batcher(self._delete_batch, name=f"delete {name}")
 
     async def probe(self) -> None:
-        """Raises Denied if messages could be received here and not be settled: better now than with the first one."""
+        """Raises Denied if messages could not be received here, or be received and not be settled: better now than
+        with the first one."""
         nobodys = {"Id": "0", "ReceiptHandle": "busline-probe"}
-        asked = {"DeleteMessageBatch": nobodys, "ChangeMessageVisibilityBatch": {**nobodys, "VisibilityTimeout": 0}}
-        if not self._renew:
-            del asked["ChangeMessageVisibilityBatch"]
-        for action, entry in asked.items():
+        asked: dict[str, dict[str, Any]] = {
+            "ReceiveMessage": {"MaxNumberOfMessages": 0, "WaitTimeSeconds": 0},
+            "DeleteMessageBatch": {"Entries": [nobodys]},
+        }
+        if self._renew:
+            asked["ChangeMessageVisibilityBatch"] = {"Entries": [{**nobodys, "VisibilityTimeout": 0}]}
+        for action, request in asked.items():
             try:
-                await self._clients.ask(action, queue=self.name, QueueUrl=self.url, Entries=[entry])
+                await self._clients.ask(action, queue=self.name, QueueUrl=self.url, **request)
             except Refused:
-                continue  # as it should be: there is no such receipt handle
+                continue  # as it should be: no messages cannot be asked for, and there is no such receipt handle
 
     # -- deleting -------------------------------------------------------------------------------------------------
 
