@@ -396,6 +396,11 @@ class AmqpConsumer:
         if self._trim or self._resized:
             self._trim = False
             await asyncio.sleep(self._settled_at + IN_TRANSIT - monotonic())
+            # A cancel waits for the method before it, and acks do not: one may have brought the next message meanwhile.
+            await self._at_broker.round_trip(lane)
+            if not self._resized and self._settled_at > monotonic() - IN_TRANSIT:
+                self._look_for_surplus()
+                return
             wanted = self._wanted() if self._slots else 0
             idle = self._at_broker.idle_first(delivery.receipt for delivery in self._out)
             await self._at_broker.remove(lane, idle[: max(0, len(idle) - wanted)])
