@@ -66,7 +66,7 @@ class Bus(Verbs):
     * `unknown_grace`: seconds for which a worker leaves a message of a topic it doesn't know to its siblings.
     * `max_clock_skew`: seconds by which the clocks of two machines may differ; nothing where all share one machine.
     * `control`: can its workers be asked and directed with `bus.control()`? True: yes, or they don't start; False: no;
-      None: those that `busline worker` starts, where the transport can.
+      None: those that `busline worker` starts, where the transport can, or there is a store.
     * `result_ttl`: seconds for which the result of a job is kept that has no idempotency key.
     """
 
@@ -224,8 +224,8 @@ class Bus(Verbs):
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Control]:
         """Ask and direct the worker processes of this bus, opening it if it is not open. Raises ConfigurationError
-        where the transport cannot reach several processes with one message."""
-        async with self, Control(self.transport, self._clock) as control:
+        where the transport cannot reach several processes with one message and there is no store."""
+        async with self, Control(self.transport, self._clock, self._open_session.door) as control:
             yield control
 
     @asynccontextmanager
@@ -284,7 +284,8 @@ class Bus(Verbs):
     def _post(self, plan: Plan, services: Services, name: str | None, *, control: bool) -> Post | None:
         if not (control if self._control is None else self._control):
             return None
-        return Post(plan, services, name=name, instance=self._instance, needed=self._control is True)
+        door = self._open_session.door
+        return Post(plan, services, door, name=name, instance=self._instance, needed=self._control is True)
 
     # -- within other programs ----------------------------------------------------------------------------------
 

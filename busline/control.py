@@ -1,9 +1,9 @@
 """Asking and directing the workers of a bus, over the bus: what `bus.control()` gives, and the words both sides use.
 
-A question is published on `busline.control.ask`, to which every worker process has a queue of its own; who asks has an
-ephemeral queue for the answers. So a process that is dead, stopped or blocked is simply not among those that answer,
-and nothing has to expire. What must outlive the processes, that a queue is paused, is recorded at the broker: the topic
-`busline.paused.{queue}` has an owner as long as it is.
+A question reaches every worker process, and each answers for itself (`busline.lines` has the ways). So a process that
+is dead, stopped or blocked is simply not among those that answer, and nothing has to expire. What must outlive the
+processes, that a queue is paused, is recorded at the broker: the topic `busline.paused.{queue}` has an owner as long as
+it is.
 """
 
 from __future__ import annotations
@@ -17,28 +17,19 @@ import anyio
 
 from busline.clock import Clock
 from busline.codec import decode, encode
-from busline.errors import CodecError, ConfigurationError, NoHandler, QueueNotFound
+from busline.errors import CodecError, ConfigurationError, NoHandler
+from busline.lines import ASK, DESK, Line, StoreLine, line_to
 from busline.message import Message, QueueSpec, ToTopic
-from busline.transports.base import Consumer, Transport
+from busline.storing import StoreDoor
+from busline.transports.base import Transport
 from busline.wire import Envelope, new_id
 
-ASK = "busline.control.ask"
-"""The topic of questions."""
-ANSWER = "busline.control.answer"
-"""The topic of answers, which are sent straight to a queue."""
-POST = "busline.control.worker."
-"""What the queue of a worker process is called, before its instance."""
-DESK = "busline.control.asker."
-"""What the queue of who asks is called."""
 PAUSED = "busline.paused."
 """The topic, and the queue, that say that a queue is paused, before the queue's name."""
 EVER_PAUSED = "busline.paused"
 """The same for "some queue was ever paused here", so that a worker mostly has to look once."""
-RESERVED = "busline."
-"""How the names of everything begin that is busline's own."""
 PROBE_TTL = 1.0
 """Seconds for which a question whether a queue is paused lies about where it is."""
-ANSWERS_AT_ONCE = 32
 
 Verb = Literal["ping", "active", "stats", "handlers", "gates", "concurrency"]
 
@@ -88,21 +79,6 @@ def question(verb: Verb, answers: str, worker: str | None, timeout: float, now: 
     return Message(ASK, encode(body), envelope.encode(), correlation_id=envelope.id, ttl=timeout, expendable=True)
 
 
-async def attach_own(transport: Transport, spec: QueueSpec, purpose: str) -> None:
-    """Make a queue of this process's own. Raises ConfigurationError where none may be made, or where a message cannot
-    reach the queues of several processes."""
-    try:
-        limits = await transport.attach(spec)
-    except QueueNotFound as error:
-        raise ConfigurationError(f"{purpose} needs a queue for each process: {error}") from error
-    if not limits.fanout:
-        await transport.detach(spec.name, delete=True)
-        raise ConfigurationError(
-            f"{transport.where} cannot reach several processes with one message, which {purpose} needs; on SQS that "
-            "takes SNS topics"
-        )
-
-
 async def is_recorded(transport: Transport, topic: str, now: float) -> bool:
     """Has the topic an owner? `PAUSED` and a queue's name: an operator has paused it."""
     envelope = Envelope(new_id(), now, expires_at=now + PROBE_TTL)
@@ -116,32 +92,30 @@ async def is_recorded(transport: Transport, topic: str, now: float) -> bool:
 class Control:
     """Asks the worker processes of a bus. Use it inside `async with bus.control() as control:`.
 
-    Each method waits `timeout` seconds for answers, or until `expect` processes have answered. `worker` chooses whom
-    to ask: a worker's name (`*` stands for anything), or `name/pid`; None asks all. Errors are those of the transport;
-    ConfigurationError where it cannot reach several processes with one message.
+    Each method waits `timeout` seconds for answers, or until `expect` processes have answered; by way of the store two
+    seconds more. `worker` chooses whom to ask: a worker's name (`*` stands for anything), or `name/pid`; None asks all.
+    Errors are those of the transport; ConfigurationError where it cannot reach several processes with one message and
+    there is no store, StoreUnavailable.
     """
 
-    def __init__(self, transport: Transport, clock: Clock) -> None:
+    def __init__(self, transport: Transport, clock: Clock, door: StoreDoor | None = None) -> None:
         self._transport = transport
+        self._door = door
         self._now = clock.time
-        self._queue = DESK + new_id()[:12]
-        self._consumer: Consumer | None = None
+        self._line: Line | None = None
         self._turn = anyio.Lock()
 
     async def __aenter__(self) -> Self:
-        spec = QueueSpec(self._queue, "busline", ephemeral=True)
-        await attach_own(self._transport, spec, "asking the workers")
-        self._consumer = await self._transport.consume(self._queue, slots=1, prefetch=ANSWERS_AT_ONCE)
+        self._line = await line_to(self._transport, self._door)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        consumer, self._consumer = self._consumer, None
-        with anyio.CancelScope(shield=True):
-            if consumer is not None:
-                await consumer.aclose()
-            await self._transport.detach(self._queue, delete=True)
+        line, self._line = self._line, None
+        if line is not None:
+            with anyio.CancelScope(shield=True):
+                await line.aclose()
 
     async def ping(
         self, *, timeout: float = 1.0, worker: str | None = None, expect: int | None = None
@@ -198,34 +172,38 @@ class Control:
     async def _ask(
         self, verb: Verb, timeout: float, worker: str | None, expect: int | None, **args: Any
     ) -> Sequence[Answer]:
-        if self._consumer is None:
+        if self._line is None:
             raise ConfigurationError("use it inside `async with bus.control() as control:`")
         if not timeout > 0:
             raise ConfigurationError(f"timeout is a positive number of seconds, not {timeout:g}")
+        stored = self._door if self._door is not None and self._door.asked_for else None
+        asked = (verb, timeout, worker, expect, args)
         async with self._turn:
-            return await self._gather(self._consumer, verb, timeout, worker, expect, args)
+            try:
+                answers = await self._gather(self._line, *asked)
+            except ConfigurationError:  # it may not publish
+                if stored is None:
+                    raise
+                answers = None
+            if answers is None and stored is not None:  # those who may not listen to the bus are there
+                answers = await self._gather(StoreLine(stored, self._transport.where), *asked)
+            return answers or []
 
     async def _gather(
-        self,
-        consumer: Consumer,
-        verb: Verb,
-        timeout: float,
-        worker: str | None,
-        expect: int | None,
-        args: dict[str, Any],
-    ) -> Sequence[Answer]:
-        asked_at = self._now()
-        asked = question(verb, self._queue, worker, timeout, asked_at, args)
+        self, line: Line, verb: Verb, timeout: float, worker: str | None, expect: int | None, args: dict[str, Any]
+    ) -> Sequence[Answer] | None:
+        """None where surely nobody listens."""
+        asked_at, patience = self._now(), timeout + line.late
+        asked = question(verb, line.address, worker, timeout, asked_at, args)
         answers: dict[str, Answer] = {}
-        with anyio.move_on_after(timeout):
-            if not await self._transport.publish(ASK, asked):
-                return []
+        with anyio.move_on_after(patience):
+            if not await line.ask(asked, patience):
+                return None
             while expect is None or len(answers) < expect:
-                for delivery in await consumer.receive(ANSWERS_AT_ONCE):
-                    await consumer.ack(delivery)
-                    if delivery.message.correlation_id == asked.correlation_id:
-                        answer = _read(delivery.message.body, asked_at, self._now())
-                        answers[answer.instance] = answer
+                for message in await line.answers():
+                    if message.correlation_id == asked.correlation_id:
+                        answer = _read(message.body, asked_at, self._now())
+                        answers.setdefault(answer.instance, answer)
         return sorted(answers.values(), key=lambda answer: (answer.worker, answer.pid))
 
 

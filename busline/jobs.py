@@ -22,6 +22,7 @@ from busline.message import Destination, Message, ToQueue
 from busline.parcels import Parcel, pack, unpack
 from busline.routes import check_seconds
 from busline.stores.base import ClaimRecord, JobRecord, Store
+from busline.topics import RESERVED
 from busline.transports.base import Transport
 from busline.wire import decode_envelope
 
@@ -212,6 +213,7 @@ class Jobs:
         found = [
             info_of(job, await store.read(job.claim) if job.claim else None)
             for job in await store.jobs(limit, topic=topic)
+            if not job.topic.startswith(RESERVED)
         ]
         return [info for info in found if info is not None]
 

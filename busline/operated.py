@@ -1,7 +1,7 @@
 """A worker process's side of the control plane: it answers questions, and does what an operator asks for.
 
-It has a queue and a consumer of its own, so a worker whose slots are all taken answers, and one that drains does too,
-until it has left.
+It hears them beside the work, so a worker whose slots are all taken answers, and one that drains does too, until it has
+left.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ from typing import Any, Literal
 
 from busline.catalog import served
 from busline.codec import decode, encode
-from busline.control import ANSWER, ASK, EVER_PAUSED, PAUSED, POST, Answer, attach_own, is_recorded
-from busline.errors import BuslineError, CodecError, ConfigurationError, TransportClosed, TransportError
-from busline.message import Delivery, Message, QueueSpec, ToQueue
+from busline.control import EVER_PAUSED, PAUSED, Answer, is_recorded
+from busline.errors import (
+    BuslineError,
+    CodecError,
+    ConfigurationError,
+    StoreUnavailable,
+    TransportClosed,
+    TransportError,
+)
+from busline.lines import Ear, ear_of
+from busline.message import Message
 from busline.process import resident_memory
 from busline.registry import Plan
 from busline.services import Services
 from busline.slots import QueueSlots
+from busline.storing import StoreDoor
 from busline.telemetry import log
-from busline.transports.base import Consumer
 from busline.wire import text_of
 
 BACK_OFF = (0.1, 5.0)
@@ -42,20 +50,29 @@ State = Literal["starting", "serving", "draining"]
 class Post:
     """Made by the bus when a worker starts that is to be reached; `needed` refuses to start where that cannot be."""
 
-    def __init__(self, plan: Plan, services: Services, *, name: str | None, instance: str, needed: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        services: Services,
+        door: StoreDoor | None,
+        *,
+        name: str | None,
+        instance: str,
+        needed: bool,
+    ) -> None:
         self._plan = plan
         self._services = services
         self._transport = services.transport
+        self._door = door
         self._instance = instance
         self._needed = needed
         self._service = plan.service
         self._host = socket.gethostname()
         self._name = name or f"{plan.service or 'worker'}@{self._host}"
         self._started_at = services.clock.time()
-        self._queue = POST + instance
         self._queues: Sequence[QueueSlots] = ()
         self._state: Callable[[], State] = lambda: "starting"
-        self._consumer: Consumer | None = None
+        self._ear: Ear | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def prepare(self, queues: Sequence[QueueSlots], state: Callable[[], State]) -> None:
@@ -64,7 +81,7 @@ class Post:
         self._queues, self._state = queues, state
         await self._keep_to_the_record()
         if self._needed:
-            await self._attach()
+            await self._listen()
 
     def start(self) -> None:
         """Be reachable from now on, beside the work."""
@@ -78,62 +95,54 @@ class Post:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
-        consumer, self._consumer = self._consumer, None
-        if consumer is None:
+        ear, self._ear = self._ear, None
+        if ear is None:
             return
         try:
-            await consumer.aclose()
-            await self._transport.detach(self._queue, delete=True)
+            await ear.aclose()
         except TransportClosed:  # the queue goes with the connection
             return
 
     # -- being reachable ----------------------------------------------------------------------------------------
 
-    async def _attach(self) -> None:
-        spec = QueueSpec(self._queue, "busline", patterns=frozenset({ASK}), ephemeral=True)
-        await attach_own(self._transport, spec, "control=True")
-        if self._consumer is not None:
-            await self._consumer.aclose()
-        self._consumer = await self._transport.consume(self._queue, slots=1)
+    async def _listen(self) -> Ear:
+        self._ear = await ear_of(self._transport, self._door, self._instance)
+        return self._ear
 
     async def _run(self) -> None:
         pause, longest = BACK_OFF
         while True:
             try:
-                if self._consumer is None:
-                    await self._attach()
+                ear = self._ear or await self._listen()
                 pause, _ = BACK_OFF
-                await self._answer_all()
+                await self._answer_all(ear)
             except TransportClosed:
                 return
             except ConfigurationError as error:  # it works without: what it serves matters more than being asked
                 log.warning("this process cannot be inspected: %s", error, extra={"event": "control_off"})
                 return
-            except TransportError as error:
+            except (TransportError, StoreUnavailable) as error:
                 log.info(
                     "this process cannot be inspected, again in %.1f s: %s",
                     *(pause, error),
                     extra={"event": "control_lost"},
                 )
-                await self._leave_consumer()
+                await self._let_go()
             await asyncio.sleep(pause)
             pause = min(longest, pause * 2)
 
-    async def _leave_consumer(self) -> None:
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
+    async def _let_go(self) -> None:
+        ear, self._ear = self._ear, None
+        if ear is not None:
             try:
-                await consumer.aclose()
+                await ear.let_go()
             except TransportError as error:
                 log.debug("closing the control consumer failed: %s", error, extra={"event": "control_close_failed"})
 
-    async def _answer_all(self) -> None:
-        consumer = self._consumer
-        assert consumer is not None
+    async def _answer_all(self, ear: Ear) -> None:
         while True:
-            for delivery in await consumer.receive(1):
-                await consumer.ack(delivery)
-                await self._answer(delivery)
+            for question in await ear.questions():
+                await self._answer(ear, question)
 
     async def _look_again(self) -> None:
         while True:
@@ -156,17 +165,15 @@ class Post:
 
     # -- answering ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, delivery: Delivery) -> None:
+    async def _answer(self, ear: Ear, question: Message) -> None:
         """Whatever is wrong with a question, the next one is answered."""
-        message = delivery.message
         try:
-            asked = decode(message.body)
+            asked = decode(question.body)
             if not isinstance(asked, dict) or not self._is_meant(asked.get("worker")):
                 return
             data = await self._data(asked)
             if data is not None:
-                answer = Message(ANSWER, self._body(data), correlation_id=message.correlation_id)
-                await self._transport.send(ToQueue(str(asked["answers"])), answer)
+                await ear.answer(question, str(asked["answers"]), self._body(data))
         except TransportClosed:
             raise
         except (BuslineError, CodecError, KeyError, TypeError, ValueError) as error:

@@ -11,6 +11,8 @@ from busline.errors import ConfigurationError
 
 MAX_TOPIC_BYTES = 255
 """AMQP 0-9-1 routing keys are short strings; the strictest broker sets the limit for all."""
+RESERVED = "busline."
+"""How the names of everything begin that is busline's own."""
 
 
 @lru_cache(maxsize=4096)

@@ -66,7 +66,18 @@ LAYERS = [
             "running",
         }
         | {"storing", "held", "claims", "orphans", "recovering", "injection", "lifespan"}
-        | {"services", "settling", "handling", "slots", "worker", "dead_letters", "control", "operated", "process"},
+        | {
+            "services",
+            "settling",
+            "handling",
+            "slots",
+            "worker",
+            "dead_letters",
+            "lines",
+            "control",
+            "operated",
+            "process",
+        },
     ),
     ("façade", {"bus", "verbs", "router", "clients", "remote", "depends", "sync", "sync_jobs", ""}),
     ("edges", {"cli", "testing", "demo", "integrations", "__main__"}),

@@ -15,10 +15,10 @@ from busline.cli.exits import Exit, Failure
 from busline.cli.handlers import App
 from busline.cli.load import load_bus
 from busline.cli.terminal import say, show_json
-from busline.control import RESERVED, doctors_queue
+from busline.control import doctors_queue
 from busline.message import ToQueue
 from busline.registry import Handler, Plan, QueuePlan, shown_name
-from busline.topics import check_topic, matches
+from busline.topics import RESERVED, check_topic, matches
 
 
 def describe(

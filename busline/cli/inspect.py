@@ -24,6 +24,10 @@ Expect = Annotated[
     int | None, typer.Option(min=1, help="So many processes must answer; the wait is over when they have.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As a JSON list.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="The store by which workers are asked where the broker cannot; default: $BUSLINE_STORE."),
+]
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="As busline queues shows it.")]
 
 inspect = typer.Typer(
@@ -35,10 +39,15 @@ inspect = typer.Typer(
 
 @inspect.command()
 def ping(
-    url: Url = None, timeout: Timeout = 1.0, worker: Name = None, expect: Expect = None, as_json: AsJson = False
+    url: Url = None,
+    timeout: Timeout = 1.0,
+    worker: Name = None,
+    expect: Expect = None,
+    as_json: AsJson = False,
+    store: Store = None,
 ) -> None:
     """Who is there. Fit for a health check: 0 if a process (or --expect of them) answered, else 6."""
-    answers = _ask(url, lambda control: control.ping(timeout=timeout, worker=worker, expect=expect))
+    answers = _ask(url, store, lambda control: control.ping(timeout=timeout, worker=worker, expect=expect))
     rows = [(*_who(each), each.state, _span(each.at - each.started_at), each.version) for each in answers]
     _show(answers, as_json, ("WORKER", "PID", "STATE", "UP", "VERSION"), rows)
     _check(answers, timeout, worker, expect)
@@ -46,10 +55,15 @@ def ping(
 
 @inspect.command()
 def active(
-    url: Url = None, timeout: Timeout = 1.0, worker: Name = None, expect: Expect = None, as_json: AsJson = False
+    url: Url = None,
+    timeout: Timeout = 1.0,
+    worker: Name = None,
+    expect: Expect = None,
+    as_json: AsJson = False,
+    store: Store = None,
 ) -> None:
     """What each process works on, and since when."""
-    answers = _ask(url, lambda control: control.active(timeout=timeout, worker=worker, expect=expect))
+    answers = _ask(url, store, lambda control: control.active(timeout=timeout, worker=worker, expect=expect))
     rows = [
         (*_who(each), told["queue"], told["topic"], told["id"], str(told["attempt"]), _span(told["seconds"]))
         for each in answers
@@ -61,10 +75,15 @@ def active(
 
 @inspect.command()
 def stats(
-    url: Url = None, timeout: Timeout = 1.0, worker: Name = None, expect: Expect = None, as_json: AsJson = False
+    url: Url = None,
+    timeout: Timeout = 1.0,
+    worker: Name = None,
+    expect: Expect = None,
+    as_json: AsJson = False,
+    store: Store = None,
 ) -> None:
     """What each process has done with each queue, and what pauses it; --json tells more."""
-    answers = _ask(url, lambda control: control.stats(timeout=timeout, worker=worker, expect=expect))
+    answers = _ask(url, store, lambda control: control.stats(timeout=timeout, worker=worker, expect=expect))
     rows = [
         (*_who(each), name, str(told["running"]), str(told["concurrency"]), str(told["taken"]), _paused(told))
         for each in answers
@@ -76,10 +95,15 @@ def stats(
 
 @inspect.command()
 def handlers(
-    url: Url = None, timeout: Timeout = 1.0, worker: Name = None, expect: Expect = None, as_json: AsJson = False
+    url: Url = None,
+    timeout: Timeout = 1.0,
+    worker: Name = None,
+    expect: Expect = None,
+    as_json: AsJson = False,
+    store: Store = None,
 ) -> None:
     """What each process serves."""
-    answers = _ask(url, lambda control: control.handlers(timeout=timeout, worker=worker, expect=expect))
+    answers = _ask(url, store, lambda control: control.handlers(timeout=timeout, worker=worker, expect=expect))
     rows = [
         (*_who(each), told["topic"], told["kind"], told["queue"], told["function"])
         for each in answers
@@ -89,21 +113,25 @@ def handlers(
     _check(answers, timeout, worker, expect)
 
 
-def pause(queue: QueueArgument, url: Url = None, timeout: Timeout = 1.0, as_json: AsJson = False) -> None:
+def pause(
+    queue: QueueArgument, url: Url = None, timeout: Timeout = 1.0, as_json: AsJson = False, store: Store = None
+) -> None:
     """Stop all workers from taking messages of a queue, until busline resume.
 
     What runs is finished, and messages wait at the broker. Workers that start later keep to it, too.
     """
-    answers = _ask(url, lambda control: control.pause(queue, timeout=timeout))
+    answers = _ask(url, store, lambda control: control.pause(queue, timeout=timeout))
     if as_json:
         show_json([asdict(each) for each in answers])
     else:
         say(f"{queue} is paused in {_processes(answers)}; a worker that starts will keep to it")
 
 
-def resume(queue: QueueArgument, url: Url = None, timeout: Timeout = 1.0, as_json: AsJson = False) -> None:
+def resume(
+    queue: QueueArgument, url: Url = None, timeout: Timeout = 1.0, as_json: AsJson = False, store: Store = None
+) -> None:
     """Let the workers take messages of a queue again that was paused with busline pause."""
-    answers = _ask(url, lambda control: control.resume(queue, timeout=timeout))
+    answers = _ask(url, store, lambda control: control.resume(queue, timeout=timeout))
     if as_json:
         show_json([asdict(each) for each in answers])
         return
@@ -120,12 +148,13 @@ def concurrency(
     timeout: Timeout = 1.0,
     worker: Name = None,
     as_json: AsJson = False,
+    store: Store = None,
 ) -> None:
     """Change how many messages of a queue each running process handles at a time.
 
     It holds until the process ends: one that starts later begins with what it was started with.
     """
-    answers = _ask(url, lambda control: control.set_concurrency(queue, number, timeout=timeout, worker=worker))
+    answers = _ask(url, store, lambda control: control.set_concurrency(queue, number, timeout=timeout, worker=worker))
     if not answers:
         raise Failure(Exit.NO_HANDLER, f"no worker that serves {queue!r} answered within {timeout:g} s")
     if as_json:
@@ -134,9 +163,9 @@ def concurrency(
         say(f"{queue} is handled {number} at a time in {_processes(answers)}")
 
 
-def _ask(url: str | None, ask: Callable[[Control], Awaitable[Sequence[Answer]]]) -> Sequence[Answer]:
+def _ask(url: str | None, store: str | None, ask: Callable[[Control], Awaitable[Sequence[Answer]]]) -> Sequence[Answer]:
     async def run() -> Sequence[Answer]:
-        async with Bus(url).control() as control:
+        async with Bus(url, store=store).control() as control:
             return await ask(control)
 
     return asyncio.run(run())

@@ -14,10 +14,11 @@ from busline.cli.exits import Exit, Failure
 from busline.cli.terminal import say, show_json, show_table
 from busline.cli.verbs import Url
 from busline.cli.watching import watch
-from busline.control import PAUSED, RESERVED
+from busline.control import PAUSED
 from busline.errors import ConfigurationError
 from busline.message import QueueSpec, QueueStats
 from busline.registry import DEAD_SUFFIX
+from busline.topics import RESERVED
 from busline.transports.base import Inspectable, Transport
 
 HEADER = ("QUEUE", "READY", "DELAYED", "LEASED", "CONSUMERS", "DEAD", "TAKES")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from busline.bus import Bus
 from busline.cli.terminal import make_table, show_json, show_plain
 from busline.control import Control
-from busline.errors import CodecError, ConfigurationError, QueueNotFound, TransportError
+from busline.errors import CodecError, ConfigurationError, QueueNotFound, StoreUnavailable, TransportError
 from busline.message import QueueStats
 from busline.transports.base import Inspectable
 from busline.wire import decode_envelope
@@ -79,13 +79,13 @@ async def samples(bus: Bus) -> AsyncIterator[Sample | str]:
     async with AsyncExitStack() as stack:
         try:
             control: Control | None = await stack.enter_async_context(bus.control())
-        except ConfigurationError:  # a transport that cannot ask its workers; then there are no rates
+        except ConfigurationError:  # no way to ask the workers; then there are no rates
             control = None
         while True:
             began = time.monotonic()
             try:
                 yield await _look(bus, transport, control)
-            except TransportError as error:
+            except (TransportError, StoreUnavailable) as error:
                 yield f"{transport.where}: {error}"
             await asyncio.sleep(max(0.05, began + EVERY - time.monotonic()))
 

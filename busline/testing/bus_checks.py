@@ -35,3 +35,8 @@ def stored_bus_checks() -> Sequence[BusCheck]:
     """Those of them that need a store."""
     modules = (checks_bus_idempotency.__name__, checks_bus_tracking.__name__)
     return [check for check in all_bus_checks() if check.__module__ in modules]
+
+
+def control_bus_checks() -> Sequence[BusCheck]:
+    """Those of them that ask and direct workers."""
+    return [check for check in all_bus_checks() if check.__module__ == checks_bus_control.__name__]

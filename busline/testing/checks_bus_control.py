@@ -1,4 +1,4 @@
-"""Workers that are asked and directed over one transport."""
+"""Workers that are asked and directed: over one transport, or by way of a store where it cannot."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from busline.bus import Bus
 from busline.control import Answer, Control
-from busline.errors import ConfigurationError, QueueNotFound
+from busline.errors import QueueNotFound
 from busline.testing.harness import Harness
 from busline.testing.scenes import PATIENCE, eventually, raised
+from busline.testing.stored import keeping
 
 
 class Holding:
@@ -26,7 +27,7 @@ class Holding:
 
     def bus(self) -> Bus:
         """Another process of it."""
-        bus = Bus(self.h.transport(), service=self.service, control=True)
+        bus = keeping(self.h, service=self.service, control=True)
 
         @bus.handler(f"{self.service}.hold")
         async def hold(number: int) -> None:
@@ -55,121 +56,94 @@ async def _is_silent(control: Control, name: str) -> bool:
 
 @asynccontextmanager
 async def holding(h: Harness) -> AsyncIterator[Holding]:
-    """Refused with ConfigurationError where a message cannot reach several processes."""
+    """By way of the store where a message cannot reach several processes."""
     scene = Holding(h)
-    async with Bus(h.transport()).control() as scene.control:
+    async with keeping(h).control() as scene.control:
         yield scene
 
 
-async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> str | None:
+async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> None:
     """One that has left and one that was killed are not among those that answer, without anything having to expire."""
-    try:
-        async with holding(h) as scene:
-            first, second = scene.bus(), scene.bus()
-            async with first.worker(name=scene.name):
-                (alone,) = await scene.there(1)
-                assert (alone.state, alone.service) == ("serving", scene.service)
-                assert abs(alone.skew) < 5
-                async with second.worker(name=scene.name):
-                    assert len({answer.instance for answer in await scene.there(2)}) == 2
-                await scene.there(1)
-            await scene.there(0)
-    except ConfigurationError:
-        return await _is_refused(h)
-    return None
+    async with holding(h) as scene:
+        first, second = scene.bus(), scene.bus()
+        async with first.worker(name=scene.name):
+            (alone,) = await scene.there(1)
+            assert (alone.state, alone.service) == ("serving", scene.service)
+            assert abs(alone.skew) < 5
+            async with second.worker(name=scene.name):
+                assert len({answer.instance for answer in await scene.there(2)}) == 2
+            await scene.there(1)
+        await scene.there(0)
 
 
-async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness) -> str | None:
+async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness) -> None:
     """Its own consumer answers: a question never waits behind work."""
-    try:
-        async with holding(h) as scene:
-            bus = scene.bus()
-            async with bus.worker(concurrency=2, name=scene.name):
-                jobs = [await bus.send(f"{scene.service}.hold", number) for number in range(3)]
-                await eventually(lambda: scene.running == 2)
-                (answer,) = await scene.control.active(timeout=PATIENCE, worker=scene.name, expect=1)
-                messages = answer.data["messages"]
-                assert len(messages) == 2
-                assert {message["id"] for message in messages} < {job.id for job in jobs}
-                assert all(message["topic"] == f"{scene.service}.hold" for message in messages)
-                assert all(message["attempt"] == 1 and 0 <= message["seconds"] < 60 for message in messages)
-                (answer,) = await scene.control.stats(timeout=PATIENCE, worker=scene.name, expect=1)
-                told = answer.data["queues"][scene.service]
-                assert told == {"concurrency": 2, "running": 2, "taken": 2, "paused": []}
-                assert answer.data["transport"]["status"] == "healthy"
-                (answer,) = await scene.control.handlers(timeout=PATIENCE, worker=scene.name, expect=1)
-                assert [row["topic"] for row in answer.data["handlers"]] == [f"{scene.service}.hold"]
-                scene.gate.set()
-    except ConfigurationError:
-        return await _is_refused(h)
-    return None
+    async with holding(h) as scene:
+        bus = scene.bus()
+        async with bus.worker(concurrency=2, name=scene.name):
+            jobs = [await bus.send(f"{scene.service}.hold", number) for number in range(3)]
+            await eventually(lambda: scene.running == 2)
+            (answer,) = await scene.control.active(timeout=PATIENCE, worker=scene.name, expect=1)
+            messages = answer.data["messages"]
+            assert len(messages) == 2
+            assert {message["id"] for message in messages} < {job.id for job in jobs}
+            assert all(message["topic"] == f"{scene.service}.hold" for message in messages)
+            assert all(message["attempt"] == 1 and 0 <= message["seconds"] < 60 for message in messages)
+            (answer,) = await scene.control.stats(timeout=PATIENCE, worker=scene.name, expect=1)
+            told = answer.data["queues"][scene.service]
+            assert told == {"concurrency": 2, "running": 2, "taken": 2, "paused": []}
+            assert answer.data["transport"]["status"] == "healthy"
+            (answer,) = await scene.control.handlers(timeout=PATIENCE, worker=scene.name, expect=1)
+            assert [row["topic"] for row in answer.data["handlers"]] == [f"{scene.service}.hold"]
+            scene.gate.set()
 
 
-async def check_a_paused_queue_stays_paused_for_workers_that_start_later(h: Harness) -> str | None:
+async def check_a_paused_queue_stays_paused_for_workers_that_start_later(h: Harness) -> None:
     """Until it is resumed; its messages wait at the broker and count as no attempt."""
-    try:
-        async with holding(h) as scene:
-            control, topic = scene.control, f"{scene.service}.hold"
-            bus = scene.bus()
-            await raised(QueueNotFound, control.pause(scene.service, timeout=PATIENCE))
-            async with bus.worker(name=scene.name):
-                await scene.there(1)
-                (answer,) = await control.pause(scene.service, timeout=PATIENCE, expect=1)
-                assert answer.data["paused"] == ["an operator has paused it"]
-                await bus.send(topic, 1)
-            later = scene.bus()
-            async with later.worker(name=scene.name) as worker:
-                await scene.there(1)
-                assert worker.paused == {scene.service: ["an operator has paused it"]}
-                await asyncio.sleep(0.2)  # nothing must happen, which has no sign
-                assert scene.running == 0
-                scene.gate.set()
-                (answer,) = await control.resume(scene.service, timeout=PATIENCE, expect=1)
-                assert answer.data["paused"] == []
-                await eventually(lambda: later.stats.handled == 1)
-                assert await control.resume(h.unique("nowhere"), timeout=0.2) == []
-    except ConfigurationError:
-        return await _is_refused(h)
-    return None
+    async with holding(h) as scene:
+        control, topic = scene.control, f"{scene.service}.hold"
+        bus = scene.bus()
+        await raised(QueueNotFound, control.pause(scene.service, timeout=PATIENCE))
+        async with bus.worker(name=scene.name):
+            await scene.there(1)
+            (answer,) = await control.pause(scene.service, timeout=PATIENCE, expect=1)
+            assert answer.data["paused"] == ["an operator has paused it"]
+            await bus.send(topic, 1)
+        later = scene.bus()
+        async with later.worker(name=scene.name) as worker:
+            await scene.there(1)
+            assert worker.paused == {scene.service: ["an operator has paused it"]}
+            await asyncio.sleep(0.2)  # nothing must happen, which has no sign
+            assert scene.running == 0
+            scene.gate.set()
+            (answer,) = await control.resume(scene.service, timeout=PATIENCE, expect=1)
+            assert answer.data["paused"] == []
+            await eventually(lambda: later.stats.handled == 1)
+            assert await control.resume(h.unique("nowhere"), timeout=0.2) == []
 
 
-async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> str | None:
+async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> None:
     """More are taken at once; fewer are, without anything that runs being cut short."""
-    try:
-        async with holding(h) as scene:
-            bus = scene.bus()
-            async with bus.worker(concurrency=1, name=scene.name):
-                await scene.there(1)
-                for number in range(8):
-                    await bus.send(f"{scene.service}.hold", number)
-                await eventually(lambda: scene.running == 1)
-                (answer,) = await scene.control.set_concurrency(scene.service, 3, timeout=PATIENCE, expect=1)
-                assert answer.data["concurrency"] == 3
-                await eventually(lambda: scene.running == 3)
-                await scene.control.set_concurrency(scene.service, 1, timeout=PATIENCE, expect=1)
-                assert scene.running == 3
-                scene.gate.set()
-                await eventually(lambda: bus.stats.handled == 8)
-                scene.gate.clear()
-                for number in range(3):
-                    await bus.send(f"{scene.service}.hold", number)
-                await eventually(lambda: scene.running == 1)
-                await asyncio.sleep(0.2)  # more must not happen, which has no sign
-                assert scene.running == 1
-                scene.gate.set()
-                await eventually(lambda: bus.stats.handled == 11)
-            assert bus.stats.released == bus.stats.failed == 0
-    except ConfigurationError:
-        return await _is_refused(h)
-    return None
-
-
-async def _is_refused(h: Harness) -> str:
-    """A transport that refuses to ask refuses to be asked, at startup."""
-    bus = Bus(h.transport(), service=h.unique("svc"), control=True)
-
-    @bus.handler(h.unique("topic"))
-    async def nothing() -> None: ...
-
-    await raised(ConfigurationError, bus.worker().__aenter__())
-    return "fanout"
+    async with holding(h) as scene:
+        bus = scene.bus()
+        async with bus.worker(concurrency=1, name=scene.name):
+            await scene.there(1)
+            for number in range(8):
+                await bus.send(f"{scene.service}.hold", number)
+            await eventually(lambda: scene.running == 1)
+            (answer,) = await scene.control.set_concurrency(scene.service, 3, timeout=PATIENCE, expect=1)
+            assert answer.data["concurrency"] == 3
+            await eventually(lambda: scene.running == 3)
+            await scene.control.set_concurrency(scene.service, 1, timeout=PATIENCE, expect=1)
+            assert scene.running == 3
+            scene.gate.set()
+            await eventually(lambda: bus.stats.handled == 8)
+            scene.gate.clear()
+            for number in range(3):
+                await bus.send(f"{scene.service}.hold", number)
+            await eventually(lambda: scene.running == 1)
+            await asyncio.sleep(0.2)  # more must not happen, which has no sign
+            assert scene.running == 1
+            scene.gate.set()
+            await eventually(lambda: bus.stats.handled == 11)
+        assert bus.stats.released == bus.stats.failed == 0

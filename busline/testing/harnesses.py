@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from busline.clock import Clock, SystemClock
+from busline.errors import ConfigurationError
+from busline.message import Limits, Message, QueueSpec
 from busline.testing.clock import VirtualClock
+from busline.testing.harness import Harness
 from busline.transports.base import Transport
 from busline.transports.memory import MemoryBroker, MemoryTransport
 
@@ -140,3 +144,43 @@ class SqsHarness:
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class WithoutFanout:
+    """The transport of another harness, for which nothing can be copied to several queues."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self.name = f"{harness.name}-without-fanout"
+        self.takeover = harness.takeover
+
+    def transport(self) -> Transport:
+        return cast(Transport, _Refusing(self._harness.transport()))
+
+    def unique(self, prefix: str) -> str:
+        return self._harness.unique(prefix)
+
+    async def kill(self, transport: Transport) -> None:
+        assert isinstance(transport, _Refusing)
+        await self._harness.kill(transport.other)
+
+    async def pass_time(self, seconds: float) -> None:
+        await self._harness.pass_time(seconds)
+
+
+class _Refusing:
+    """All else is as the other one has it."""
+
+    def __init__(self, other: Transport) -> None:
+        self.other = other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.other, name)
+
+    async def attach(self, queue: QueueSpec, *, create: bool = True) -> Limits:
+        if queue.patterns:
+            raise ConfigurationError(f"queue {queue.name!r} cannot listen to events at {self.other.where}")
+        return replace(await self.other.attach(queue, create=create), fanout=False)
+
+    async def publish(self, topic: str, *messages: Message) -> bool:
+        return False

@@ -17,7 +17,7 @@ from busline.cli.doctor.online import examine
 from busline.dead_letters import DeadLetters, Selection
 from busline.errors import ConfigurationError, NoHandler, QueueNotFound
 from busline.message import Message, QueueSpec, ToQueue, ToTopic
-from busline.testing.checks_bus_control import check_a_worker_whose_slots_are_taken_tells_what_it_works_on, holding
+from busline.testing.bus_checks import BusCheck, control_bus_checks
 from busline.testing.harnesses import SqsHarness
 from busline.testing.scenes import eventually
 from busline.testing.steps import take
@@ -181,19 +181,37 @@ async def test_sns_that_is_not_allowed_refuses_subscribers_and_nobody_else(place
         assert not (await transport.attach(QueueSpec("jobs"))).fanout
 
 
-async def test_workers_are_asked_and_directed_where_sns_is_permitted(ministack: Ministack) -> None:
-    """The checks accept a refusal; here is none."""
+def serving(url: str) -> Bus:
+    """Its workers are to be asked."""
+    bus = Bus(url, service="svc", control=True)
+
+    @bus.handler("svc.nothing")
+    async def nothing() -> None: ...
+
+    return bus
+
+
+async def test_workers_are_asked_where_sns_is_permitted_without_any_store(place: Place) -> None:
+    bus = serving(place.url())
+    async with bus.worker(name="blue"), Bus(place.url()).control() as control:
+        (alone,) = await control.ping(timeout=20, expect=1)
+        assert (alone.worker, alone.state, alone.service) == ("blue", "serving", "svc")
+
+
+@pytest.mark.parametrize("check", control_bus_checks(), ids=lambda check: check.__name__.removeprefix("check_"))
+async def test_workers_are_asked_and_directed_by_way_of_a_store_where_sns_is_not_permitted(
+    check: BusCheck, ministack: Ministack
+) -> None:
     h = SqsHarness(ministack.endpoint)
-    async with holding(h) as scene, scene.bus().worker(name=scene.name):
-        (alone,) = await scene.there(1)
-        assert (alone.state, alone.service) == ("serving", scene.service)
-    await check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h)
+    h.url += "&events=0"
+    await check(h)
 
 
-async def test_workers_cannot_be_asked_where_sns_is_not_permitted(place: Place) -> None:
+async def test_workers_cannot_be_asked_where_there_is_neither_sns_nor_a_store(place: Place) -> None:
     with pytest.raises(ConfigurationError, match="on SQS that takes SNS topics"):
         async with Bus(place.url(events=0)).control():
             raise AssertionError("it began")
+    await _refuses(serving(place.url(events=0)), "events")
 
 
 async def test_a_moved_topic_is_found_by_those_who_believed_the_old_owner(place: Place) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -362,3 +363,20 @@ async def test_idle_polls_do_not_hold_up_a_send(ministack: Ministack) -> None:
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
+
+
+async def test_workers_are_asked_by_way_of_the_store_where_sns_denies(proxy: AwsProxy, tmp_path: Path) -> None:
+    """Nothing in the URL says that events may not be used."""
+    for action in ("CreateTopic", "PublishBatch"):
+        proxy.fail(action, refuse("AccessDenied", 403), 1000)
+    address, store = url(proxy.endpoint), f"sqlite:///{tmp_path / 'store.db'}"
+    bus = Bus(address, service="svc", store=store, control=True)
+
+    @bus.handler("svc.wait")
+    async def wait() -> None: ...
+
+    async with bus.worker(name="blue"), Bus(address, store=store).control() as control:
+        (alone,) = await control.ping(timeout=LONG, expect=1)
+        assert (alone.worker, alone.state) == ("blue", "serving")
+        (told,) = await control.set_concurrency("svc", 3, timeout=LONG, expect=1)
+        assert told.data["concurrency"] == 3

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,3 +191,17 @@ async def test_where_nothing_may_be_made_control_and_broadcasts_say_so(proxy: Aw
     async with Bus(shop.made("ephemeral")).control() as control:
         with pytest.raises(QueueNotFound, match=r"busline\.paused.*create=ephemeral forbids to make it"):
             await control.pause("shop")
+
+
+async def test_where_nothing_may_be_made_workers_are_asked_by_way_of_the_store(proxy: AwsProxy, tmp_path: Path) -> None:
+    shop, store = Shop(proxy, "false"), f"sqlite:///{tmp_path / 'store.db'}"
+    async with shop.bus(shop.made("true"), alone=True).worker():
+        pass
+    bus = Bus(shop.url, service="shop", store=store, control=True)
+
+    @bus.handler("shop.work")
+    async def work(number: int) -> None: ...
+
+    async with bus.worker(name="blue"), Bus(shop.url, store=store).control() as control:
+        (alone,) = await control.ping(timeout=PATIENCE, expect=1)
+        assert (alone.worker, alone.state) == ("blue", "serving")

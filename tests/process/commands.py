@@ -15,6 +15,7 @@ from typing import Any
 
 from busline import Bus
 from busline.bus import URL_VARIABLE
+from busline.storing import STORE_VARIABLE
 
 COMMAND = [sys.executable, "-m", "busline"]
 
@@ -101,9 +102,10 @@ class Folder:
         """A module."""
         (self.path / f"{name}.py").write_text(source)
 
-    def worker(self, *arguments: str) -> Running:
-        """Start `busline worker` with these arguments."""
-        worker = Running(self.path, list(arguments), len(self.workers), self.environment)
+    def worker(self, *arguments: str, store: str | None = None) -> Running:
+        """Start `busline worker` with these arguments, and with a store of its own."""
+        stored = {} if store is None else {STORE_VARIABLE: store}
+        worker = Running(self.path, list(arguments), len(self.workers), {**self.environment, **stored})
         self.workers.append(worker)
         return worker
 

@@ -84,3 +84,29 @@ def test_queues_are_looked_after_at_sqs_as_anywhere_else(shop: Folder) -> None:
     assert (run.returncode, "2 messages" in run.stdout) == (Exit.OK, True), run.stdout + run.stderr
     assert waiting(shop) == {"shop": 0, "shop.dead": 1}
     assert shop.run("purge", "absent", "--yes").returncode == Exit.NO_HANDLER
+
+
+HELD = """
+from busline import Bus
+
+bus = Bus(service="work", control=True)
+
+@bus.handler("hold")
+async def hold(): ...
+"""
+
+
+@pytest.mark.timeout(120)
+def test_workers_are_asked_and_directed_by_way_of_the_store_where_sns_may_not_be_used(shop: Folder) -> None:
+    shop.url += "&events=0"
+    shop.write("held", HELD)
+    store = ("--store", f"sqlite:///{shop.path}/store.db")
+    worker = shop.worker("held:bus", "--name", "blue", store=store[1])
+    (pid,) = worker.until_ready()
+    ping = ("inspect", "ping", "--worker", "blue", "--json", *store)
+    (told,) = json.loads(shop.run(*ping, "--expect", "1", "--timeout", "30").stdout)
+    assert told["pid"] == pid
+    paused = shop.run("pause", "work", "--timeout", "5", *store)
+    assert paused.stdout == "work is paused in 1 process; a worker that starts will keep to it\n", paused.stderr
+    worker.end()
+    assert shop.run(*ping).returncode == Exit.TIMEOUT, "who is dead does not answer"
