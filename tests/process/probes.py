@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 
+from busline import Bus
+from busline.errors import TransportError
 from process.commands import Running, until
+from process.fair import FairClock, family
 
-PATIENCE = 20.0
-"""Seconds that a probe has to tell what is so; on a machine that is not busy with other tests it takes less than 5."""
+
+async def _ping(url: str) -> set[int] | None:
+    try:
+        async with Bus(url).control() as control:
+            return {answer.pid for answer in await control.ping(timeout=1.0)}
+    except TransportError:
+        return None
+
+
+def ping(url: str) -> set[int] | None:
+    """The processes that `busline inspect ping` finds, asked as it does; None where the broker is away."""
+    return asyncio.run(_ping(url))
 
 
 class Probes:
-    """Those of one worker that was started with `--health-port 0`."""
+    """Those of one worker that was started with `--health-port 0`. Everything has to be true within `TRUTH` seconds."""
 
     def __init__(self, worker: Running) -> None:
+        self._worker = worker
+        self._clock: FairClock | None = None
         found: list[str] = []
 
         def listens() -> bool:
@@ -75,9 +93,23 @@ class Probes:
         """The metrics have counted so many."""
         self._until(lambda: self.metrics().get(sample) == value, f"{sample} is {value}")
 
-    def _until(self, holds: Callable[[], Any], what: str) -> None:
-        began = time.monotonic()
+    def until_pinged(self, url: str, wanted: set[int] | None) -> None:
+        """`busline inspect ping` finds these processes; None: it says that the broker is away."""
+        self._until(lambda: ping(url) == wanted, f"ping finds {wanted}", every=1.0)
+
+    @contextmanager
+    def since(self) -> Iterator[None]:
+        """Something has happened just now: all that is waited for within has to be told within `TRUTH` of it."""
+        self._clock = FairClock(self._concerned)
+        yield
+        self._clock = None
+
+    def _concerned(self) -> list[int]:
+        return [os.getpid(), *family(self._worker.process.pid)]
+
+    def _until(self, holds: Callable[[], Any], what: str, every: float = 0.05) -> None:
+        clock = self._clock or FairClock(self._concerned)
         while not holds():
-            assert time.monotonic() < began + PATIENCE, f"not told within {PATIENCE:g} s: {what}; but {self.reasons}"
-            time.sleep(0.05)
-        self.took[what] = time.monotonic() - began
+            clock.tick(f"{what}; but {self.reasons}")
+            time.sleep(every)
+        self.took[what] = clock.tick(what)

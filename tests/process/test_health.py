@@ -197,16 +197,23 @@ def test_a_broker_that_is_killed_and_started_again_is_told(node: Rabbit, tmp_pat
     place = Folder(tmp_path, node.url)
     place.write("app", APP)
     with contextlib.closing(Ending(place)):
-        _, probes = serve(place, 2)
+        worker, probes = serve(place, 2)
+        worker.until_ready(2)
         assert place.run("call", "add", "1").stdout == "2\n"
         probes.until_counted("busline_broker_connections_healthy", 2)
+        pids = set(worker.pids)
+        probes.until_pinged(node.url, pids)
         node.kill()
-        probes.until_not_ready("127.0.0.1")
-        probes.until_counted("busline_broker_connections_healthy", 0)
+        with probes.since():
+            probes.until_not_ready("127.0.0.1")
+            probes.until_counted("busline_broker_connections_healthy", 0)
+            probes.until_pinged(node.url, None)
         assert probes.ask("/livez")[0] == 200
         node.start()
-        probes.until_ready()
-        probes.until_counted("busline_broker_connections_healthy", 2)
+        with probes.since():
+            probes.until_ready()
+            probes.until_counted("busline_broker_connections_healthy", 2)
+            probes.until_pinged(node.url, pids)
         assert place.run("call", "add", "1").stdout == "2\n"
         probes.until_counted(HANDLED, 2)
         print(probes.took)
