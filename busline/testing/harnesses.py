@@ -155,7 +155,7 @@ class WithoutFanout:
         self.takeover = harness.takeover
 
     def transport(self) -> Transport:
-        return cast(Transport, _Refusing(self._harness.transport()))
+        return cast("Transport", _Refusing(self._harness.transport()))
 
     def unique(self, prefix: str) -> str:
         return self._harness.unique(prefix)
