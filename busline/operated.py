@@ -41,6 +41,8 @@ BACK_OFF = (0.1, 5.0)
 """First and longest pause between attempts to be reachable again, seconds."""
 LOOK_AGAIN = 60.0
 """Seconds after which a process reads again which queues are paused: it may have missed to be told."""
+CANCEL_AGAIN = 0.5
+"""Seconds after which a task is cancelled again that has not ended."""
 OPERATOR = "operator"
 """The reason of a gate that an operator has closed."""
 
@@ -90,11 +92,11 @@ class Post:
 
     async def aclose(self) -> None:
         """Answer no more. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._tasks.clear()
+        while self._tasks:  # again and again, as a store's driver was seen to swallow it
+            for task in self._tasks:
+                task.cancel()
+            _, left = await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN)
+            self._tasks = list(left)
         ear, self._ear = self._ear, None
         if ear is None:
             return

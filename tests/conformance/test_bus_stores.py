@@ -7,10 +7,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from busline import Bus
+from busline.stores.base import ClaimRecord, JobRecord
+from busline.stores.memory import MemoryStore, MemoryVault
 from busline.testing.bus_checks import BusCheck, control_bus_checks, stored_bus_checks
 from busline.testing.checks_bus_control import holding
 from busline.testing.harnesses import MemoryHarness, WithoutFanout
-from busline.testing.scenes import PATIENCE
+from busline.testing.scenes import PATIENCE, eventually
 from busline.testing.stored import HarnessWithStore, keeping
 
 from .stores import STORES
@@ -44,3 +47,29 @@ async def test_those_who_ask_at_once_by_way_of_a_store_are_all_answered_and_leav
         assert [len(answers) for answers in told] == [1] * 6
         bus = await stack.enter_async_context(keeping(h))
         assert await bus.jobs() == []
+
+
+class Swallowing(MemoryStore):
+    """As redis-py was seen to do: whoever waits misses that he is cancelled, once."""
+
+    waiting = 0
+
+    async def changed(self, job: JobRecord, claim: ClaimRecord | None, timeout: float) -> None:
+        self.waiting += 1
+        try:
+            await super().changed(job, claim, timeout)
+        except asyncio.CancelledError:
+            if self.waiting > 1:
+                raise
+
+
+async def test_a_worker_that_is_asked_by_way_of_a_store_ends_though_a_driver_swallows_a_cancellation() -> None:
+    store = Swallowing(MemoryVault())
+    bus = Bus(WithoutFanout(MemoryHarness()).transport(), service="svc", store=store, control=True)
+
+    @bus.handler("svc.nothing")
+    async def nothing() -> None: ...
+
+    async with asyncio.timeout(PATIENCE), bus.worker():
+        await eventually(lambda: store.waiting == 1)
+    assert store.waiting == 2
