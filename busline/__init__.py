@@ -1,5 +1,8 @@
 """busline: a pure-asyncio RPC and event bus."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from busline.bus import Bus
 from busline.context import Context
 from busline.errors import (
@@ -42,10 +45,12 @@ from busline.options import Breaker, Check, Queue
 from busline.remote import remote
 from busline.retry import Retry
 from busline.router import Router
-from busline.sync import SyncBus
-from busline.sync_jobs import SyncJob
 from busline.topics import Topic
-from busline.worker import Worker
+
+if TYPE_CHECKING:
+    from busline.sync import SyncBus
+    from busline.sync_jobs import SyncJob
+    from busline.worker import Worker
 
 __all__ = [
     "AlreadySettled",
@@ -97,3 +102,12 @@ __all__ = [
     "Worker",
     "remote",
 ]
+
+_LATER = {"SyncBus": "busline.sync", "SyncJob": "busline.sync_jobs", "Worker": "busline.worker"}
+"""What a bus makes for those who ask for it; programs name these in annotations only."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -1,4 +1,7 @@
-"""The bus: where handlers are declared, and from where calls, jobs and events leave."""
+"""The bus: where handlers are declared, and from where calls, jobs and events leave.
+
+What only a worker, an operator or a program without await needs is imported when they first ask for it.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,18 @@ from copy import copy
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anyio import CapacityLimiter
 
 from busline.calls import Calls
-from busline.claims import claims_of
 from busline.clock import Clock, SystemClock
-from busline.control import Control
 from busline.errors import ConfigurationError
 from busline.events import Events
 from busline.jobs import Jobs
 from busline.lifespan import lasting
 from busline.observing import Observer
-from busline.operated import Post
 from busline.overrides import Overrides
-from busline.recovering import recover
 from busline.registry import Declaration, Plan
 from busline.replies import error_of
 from busline.retry import Retry
@@ -32,7 +31,6 @@ from busline.routes import Routes, check_seconds
 from busline.services import Services, Settings
 from busline.stores.base import Store
 from busline.storing import StoreDoor, door_to
-from busline.sync import SyncBus
 from busline.telemetry import Stats, log
 from busline.topics import check_topic
 from busline.transports import from_url
@@ -40,8 +38,13 @@ from busline.transports.base import Transport
 from busline.verbs import Session, Verbs
 from busline.wheel import Wheel
 from busline.wire import new_id
-from busline.work import Work
-from busline.worker import Worker
+
+if TYPE_CHECKING:
+    from busline.control import Control
+    from busline.operated import Post
+    from busline.sync import SyncBus
+    from busline.work import Work
+    from busline.worker import Worker
 
 DEFAULT_URL = "sqlite:///busline.db"
 URL_VARIABLE = "BUSLINE_URL"
@@ -225,6 +228,8 @@ class Bus(Verbs):
     async def control(self) -> AsyncIterator[Control]:
         """Ask and direct the worker processes of this bus, opening it if it is not open. Raises ConfigurationError
         where the transport cannot reach several processes with one message and there is no store."""
+        from busline.control import Control
+
         async with self, Control(self.transport, self._clock, self._open_session.door) as control:
             yield control
 
@@ -254,10 +259,11 @@ class Bus(Verbs):
         """
         if concurrency < 1 or prefetch < 1 or drain_timeout < 0:
             raise ConfigurationError("concurrency and prefetch are at least 1, drain_timeout is not negative")
+        from busline.worker import Worker
+
         plan = self.plan() if queues is None else self.plan().only(queues)
         async with self:
-            services = self._services(self._open_session, on_stuck, on_message)
-            services.claims = await claims_of(self._open_session.door, plan, services)
+            services = await self._services_with_claims(plan, on_stuck, on_message)
             async with Worker(
                 plan,
                 services,
@@ -278,12 +284,16 @@ class Bus(Verbs):
         """End the orphans of this bus's handlers that there are now, as its workers do by themselves: messages that
         were acked early (`ack="early"`) and whose worker has died. Returns how many. Raises ConfigurationError where
         there is no store, StoreUnavailable."""
+        from busline.recovering import recover
+
         services = self._services(self._open_session, None, None)
         return await recover(await self._open_session.jobs.store("recovering orphans"), self.plan(), services)
 
     def _post(self, plan: Plan, services: Services, name: str | None, *, control: bool) -> Post | None:
         if not (control if self._control is None else self._control):
             return None
+        from busline.operated import Post
+
         door = self._open_session.door
         return Post(plan, services, door, name=name, instance=self._instance, needed=self._control is True)
 
@@ -311,11 +321,22 @@ class Bus(Verbs):
         Raises ConfigurationError for a bus that was given a transport or a store instead of a URL, as one cannot serve
         two event loops.
         """
+        from busline.sync import SyncBus
+
         if not isinstance(self._url, str | None) or not isinstance(self._given_store, str | None):
             raise ConfigurationError("bus.sync() needs a bus that was given URLs, to connect by itself")
         apart = copy(self)
         apart._session, apart._workers = None, []
         return SyncBus(apart)
+
+    async def _services_with_claims(
+        self, plan: Plan, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None
+    ) -> Services:
+        from busline.claims import claims_of
+
+        services = self._services(self._open_session, on_stuck, on_message)
+        services.claims = await claims_of(self._open_session.door, plan, services)
+        return services
 
     def _services(
         self, session: Session, on_stuck: Callable[[str], None] | None, on_message: Callable[[], None] | None

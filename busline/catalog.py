@@ -6,14 +6,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from busline.registry import Handler, Plan, shown_name
 from busline.retry import Retry
+from busline.structs import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Served:
     """One handler or subscriber."""
 

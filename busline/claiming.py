@@ -8,7 +8,6 @@ second letter and not none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import orjson
 
@@ -36,6 +35,7 @@ from busline.outcome import (
     final,
 )
 from busline.stores.base import ClaimResult, Completed, Failed, InProgress, Mismatch
+from busline.structs import value
 from busline.wire import Envelope, encode_error, reply_to
 
 LONGEST_WAIT_OF_A_CALL = 1.0
@@ -47,7 +47,7 @@ TROUBLE = (1.0, 10.0)
 CANCELLED = encode_error("busline.cancelled", "the job was cancelled", {})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Keyed:
     """A message and its key."""
 

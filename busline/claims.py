@@ -26,6 +26,7 @@ from busline.running import Cancellable
 from busline.services import Services
 from busline.stores.base import Claimed, ClaimResult, Completed, Failed, InProgress, Mismatch, Orphan, Store
 from busline.storing import StoreDoor
+from busline.structs import value
 from busline.telemetry import Telemetry
 from busline.wire import Envelope, new_id
 from busline.work import Work
@@ -45,7 +46,7 @@ class _Running:
     slot: Cancellable
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Wanted:
     """What is claimed, and for whom."""
 

@@ -1,16 +1,20 @@
-"""Python values to JSON and back: orjson and pydantic-core straight from and to bytes."""
+"""Python values to JSON and back: orjson and pydantic-core straight from and to bytes.
+
+pydantic is imported when something first needs it, as that takes longer than importing all of the bus.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from busline.errors import CodecError, ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 NULL = b"null"
 LISTED = 1000
@@ -25,10 +29,9 @@ def encode(payload: object) -> bytes:
     if payload is None:
         return NULL
     try:
-        if isinstance(payload, BaseModel):
-            return payload.__pydantic_serializer__.to_json(payload)
-        return _plain(payload)
-    except (PydanticSerializationError, RecursionError, ValueError, TypeError) as error:
+        serializer = getattr(type(payload), "__pydantic_serializer__", None)
+        return _plain(payload) if serializer is None else serializer.to_json(payload)
+    except (RecursionError, ValueError, TypeError) as error:  # pydantic's own is a ValueError
         raise CodecError(f"a {type(payload).__name__} cannot be sent as JSON: {error}") from error
 
 
@@ -37,12 +40,16 @@ def _plain(payload: object) -> bytes:
         return orjson.dumps(payload, default=_jsonable)
     except orjson.JSONEncodeError:
         # Keys that are not strings, integers beyond 64 bits: rare, and pydantic-core has an answer for them.
+        from pydantic_core import to_json
+
         return to_json(payload, inf_nan_mode="null")
 
 
 def _jsonable(value: object) -> Any:
     if isinstance(value, Iterator):
         raise TypeError("can be read once only")  # and that has to be by to_json, should orjson fail further on
+    from pydantic_core import to_jsonable_python
+
     return to_jsonable_python(value)
 
 
@@ -61,6 +68,8 @@ def decoder(annotation: Any) -> Callable[[bytes], Any]:
     """
     if annotation is Any or annotation is None:
         return decode
+    from pydantic import TypeAdapter
+
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         # pydantic puts off what refers to something undefined until first use; here it has to be known now.
@@ -88,7 +97,11 @@ def decode_as(annotation: Any, body: bytes) -> Any:
         read = decoder(annotation)
     try:
         return read(body)
-    except ValidationError as error:
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        if not isinstance(error, ValidationError):
+            raise
         raise CodecError(describe(error)) from error
 
 

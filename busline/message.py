@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from busline.structs import value
+
 NO_HEADERS: Mapping[str, str] = {}
 DIED = "busline-died"
 """A header that a driver adds to what its broker made a dead letter by itself: a JSON object with `reason`, `queue`
@@ -57,7 +59,7 @@ class Delivery:
     """Instant on the clock of `Clock.time()`; 0.0 where the broker knows no lease."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Binding:
     """A foreign exchange that feeds a queue; brokers without exchanges refuse it."""
 
@@ -66,7 +68,7 @@ class Binding:
     type: Literal["direct", "topic", "fanout"] = "direct"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkTerms:
     """How the messages of a queue are worked on. A broker with nothing to set or to check by it leaves it alone."""
 
@@ -78,7 +80,7 @@ class WorkTerms:
     """How often a message is tried at most, by the most patient handler."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueSpec:
     """What a queue should be. Attaching is declaring, or verifying, exactly this.
 
@@ -112,7 +114,7 @@ class QueueSpec:
     """How its messages are worked on, for brokers that have settings about that; None where nobody said."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Limits:
     """What one queue at one broker, as configured, can do. Numbers, because "can delay" was never the question."""
 
@@ -144,14 +146,14 @@ class Limits:
     more may fit, and a queue may refuse to have both a `max_length` and `patterns`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ToQueue:
     """Straight to a queue, whoever owns the topic."""
 
     queue: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ToTopic:
     """To the one queue that owns the topic, as recorded at the broker."""
 
@@ -161,7 +163,7 @@ class ToTopic:
 Destination = ToQueue | ToTopic
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Health:
     """Do my consumers exist at the broker? `since` is an instant of `Clock.time()`."""
 
@@ -177,7 +179,7 @@ class Health:
         return self.status == "healthy" or self.tolerable
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueStats:
     """A queue at one moment."""
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from busline.message import Delivery, Message
-from busline.registry import Handler
 from busline.wire import Envelope, text_of
 
 if TYPE_CHECKING:
+    from busline.registry import Handler
     from busline.telemetry import Stats
     from busline.worker import Worker
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
 from busline.retry import END, Retry, Verdict
+from busline.structs import value
 from busline.wire import Envelope, encode_error, new_id, printable, reply_to
 
 Reason = (
@@ -33,7 +34,7 @@ UNKNOWN_DELAY = (0.02, 0.25)
 """Shortest and longest pause before a message of an unknown topic is offered to the sibling workers again, seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fault:
     """A failure in words: what a caller is told and what stands on a dead letter."""
 
@@ -44,12 +45,12 @@ class Fault:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ack:
     """Let the broker forget the delivery."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """Give the delivery back; not a failure."""
 
@@ -63,35 +64,35 @@ class Reply:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Resend:
     """Send this to the same queue: the next attempt, or the same one later."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunAgain:
     """The next attempt, at once and in the same slot."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pause:
     """Stop the queue in this process for so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OnFailure:
     """Tell the handler's `on_failure`; whatever that does, the effects behind it follow."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DeadLetter:
     """Send it to the queue's dead letters, and tell those who subscribe to faults."""
 
@@ -99,12 +100,12 @@ class DeadLetter:
     fault: Fault
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drop:
     """An expired call: nobody waits for it. Counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Complete:
     """The store keeps the result, and what the handler sent, under the claim that is held."""
 
@@ -112,7 +113,7 @@ class Complete:
     outgoing: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fail:
     """The store keeps the error under the claim that is held: there is no further attempt."""
 
@@ -120,7 +121,7 @@ class Fail:
     cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LetGo:
     """The claim that is held is given up: somebody tries again."""
 
@@ -131,7 +132,7 @@ class Leaving(Protocol):
     async def leave(self, transport: Any) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Leave:
     """Everything that the handler sent leaves."""
 
@@ -149,7 +150,7 @@ ACK = Ack()
 ACKED: Effects = (ACK,)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Terms:
     """What a queue's owner has said about its messages, and what the bus allows. Times are seconds."""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from busline.binding import Binding, reply_type
 from busline.errors import ConfigurationError
 from busline.registry import Declaration
+from busline.structs import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reference:
     """What a handler's function tells its callers."""
 
@@ -61,6 +60,8 @@ class References:
             )
         if len(topics) > 1:
             raise ConfigurationError(f"{name} handles {' and '.join(topics)}: call one of them by its topic")
+        from busline.binding import Binding, reply_type
+
         binding, returns = Binding(function), reply_type(function)
         return Reference(
             topics[0], None if returns is Any else returns, binding.payload_names if binding.by_name else ()

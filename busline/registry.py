@@ -6,22 +6,25 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from busline.binding import Binding, check_process_handler
 from busline.errors import ConfigurationError
 from busline.idempotency import Idempotency
 from busline.message import QueueSpec, WorkTerms
 from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
+from busline.structs import value
 from busline.topics import check_pattern, check_topic
 from busline.wire import text_of
+
+if TYPE_CHECKING:
+    from busline.binding import Binding
 
 DEAD_SUFFIX = ".dead"
 """A queue's dead letters go to the queue of its name with this suffix, unless it names another."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Declaration:
     """One decorated function: a handler of a topic, or a subscriber to a pattern."""
 
@@ -176,6 +179,8 @@ class Plan:
             self._add_handler(declaration, handler)
 
     def _handler(self, declaration: Declaration) -> Handler:
+        from busline.binding import Binding, check_process_handler  # pydantic, which who only calls may not need
+
         options, binding = declaration.options, Binding(declaration.function)
         if options.executor == "process":
             check_process_handler(binding)

@@ -13,6 +13,7 @@ from busline.context import Verbs
 from busline.events import Events
 from busline.message import Delivery
 from busline.registry import ErrorRegistry
+from busline.structs import value
 from busline.telemetry import Telemetry
 from busline.transports.base import Transport
 from busline.wheel import Wheel
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Alarm = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settings:
     """The bus's own limits, as given to its constructor."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ from busline.message import Delivery, Limits
 from busline.options import parse_rate
 from busline.registry import QueuePlan
 from busline.services import Services
+from busline.structs import value
 from busline.telemetry import log
 from busline.transports.base import Consumer
 from busline.wire import text_of
@@ -39,7 +39,7 @@ CANCEL_GRACE = 5.0
 """Seconds that a cancelled handler has to end before its process counts as stuck."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueState:
     """One queue of a worker at this moment."""
 

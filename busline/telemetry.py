@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from busline.errors import Reject
 from busline.message import Delivery
 from busline.observing import Observer, Observers
-from busline.outcome import Fault
 from busline.wire import Envelope, printable, text_of
+
+if TYPE_CHECKING:
+    from busline.outcome import Fault
 
 log = logging.getLogger("busline")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from busline.calls import Calls
-from busline.clients import Client, client_of
 from busline.clock import Clock
 from busline.codec import encode
 from busline.context import CURRENT
@@ -48,6 +47,9 @@ from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id
 from busline.within import BOUND, Bound, bounded
+
+if TYPE_CHECKING:
+    from busline.clients import Client
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -326,6 +328,8 @@ class Verbs(Router):
         method that is not async, or whose annotations are missing or no JSON, and for a function that handles none or
         several topics of this bus.
         """
+        from busline.clients import client_of
+
         return client_of(self, self._references, service, prefix, options)
 
     def within(self, timeout: float) -> AbstractContextManager[Bound]:

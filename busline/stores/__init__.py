@@ -7,7 +7,7 @@ callable that takes the URL and returns a `busline.stores.base.Store`, unopened.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 
 from busline.errors import ConfigurationError
 from busline.stores.base import Store
@@ -38,7 +38,9 @@ def _factory(scheme: str) -> Callable[[str], Store]:
     if target := _BUILT_IN.get(scheme):
         module, _, name = target.partition(":")
         return getattr(import_module(module), name)  # type: ignore[no-any-return]  # one of those above
-    third_party = metadata.entry_points(group=ENTRY_POINT_GROUP)
+    from importlib.metadata import entry_points  # which is slow to import
+
+    third_party = entry_points(group=ENTRY_POINT_GROUP)
     for entry in third_party.select(name=scheme):
         return entry.load()  # type: ignore[no-any-return]  # what an entry point loads is the installer's promise
     known = sorted({*_BUILT_IN, *third_party.names})

@@ -29,10 +29,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from busline.errors import ConfigurationError
+from busline.structs import value
 
 MAX_TEXT = 1024
 """Bytes of a key, an id or a `unique`."""
@@ -41,7 +41,7 @@ ClaimState = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"
 """PENDING: released, to be tried again. The last three are final until their `ttl`, or until `reopen`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claimed:
     """The key is ours."""
 
@@ -56,7 +56,7 @@ class Claimed:
     """Somebody wants the job cancelled: it must not run."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InProgress:
     """Somebody else has it."""
 
@@ -64,7 +64,7 @@ class InProgress:
     """Until his lease ends, unless he renews it; 0.0 = what was to be replaced is not kept any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Completed:
     """It was done."""
 
@@ -72,7 +72,7 @@ class Completed:
     outgoing: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Failed:
     """It failed for good, or was cancelled."""
 
@@ -80,12 +80,12 @@ class Failed:
     cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Mismatch:
     """The key belongs to another payload; the record is untouched."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Orphan:
     """A claim whose lease has ended and that keeps a message which the broker has already forgotten.
 
@@ -102,7 +102,7 @@ class Orphan:
 ClaimResult = Claimed | InProgress | Completed | Failed | Mismatch | Orphan
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClaimRecord:
     """A claim as it is now, for people and for the state of jobs."""
 
@@ -116,7 +116,7 @@ class ClaimRecord:
     error: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobRecord:
     """What is known of one tracked message. Instants are seconds since the epoch."""
 

@@ -25,10 +25,10 @@ A queue that cannot do what is asked of it says so in its `Limits`, and core ref
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from busline.message import Delivery, Destination, Health, Limits, Message, QueueSpec, QueueStats
+from busline.structs import value
 
 
 class Consumer(Protocol):
@@ -169,7 +169,7 @@ class Transport(Protocol):
         opened, works while other tasks wait in `receive` (they get `TransportClosed`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Remark:
     """What a broker has otherwise than a queue is declared, for `busline doctor`."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
 from busline.errors import ClaimLost, StoreUnavailable
@@ -26,6 +25,7 @@ from busline.stores.base import (
 )
 from busline.stores.dynamodb.items import Item, encode, expression
 from busline.stores.dynamodb.link import Link
+from busline.structs import value
 
 _LIVES = "(#expires > :now OR #lease > :now OR attribute_exists(#message))"
 _IN_FORCE = f"#state = :processing AND #token = :token AND #fence = :fence AND {_LIVES}"
@@ -43,7 +43,7 @@ _LET_GO = " REMOVE #token, #lease, #message_id, #message, #orphan"
 _SPARE_TRIES = 100
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wish:
     """What `Store.claim` was asked for."""
 

@@ -8,7 +8,9 @@ of their sending, and `expiry` says when they are to leave those; of `changed` p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
+
+from busline.structs import value
 
 _PRELUDE = """
 local P = KEYS[1]
@@ -252,7 +254,7 @@ return gone
 """
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Scripts:
     """The text of each."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import islice
 
 from busline.errors import ClaimLost
@@ -20,6 +19,7 @@ from busline.stores.base import (
     Orphan,
     in_scopes,
 )
+from busline.structs import value
 
 _LIVES = "(expires_at > ? OR message != x'')"
 _FIND = (
@@ -61,7 +61,7 @@ _POINT = "UPDATE busline_job SET claim = ? WHERE id = ? AND expires_at > ?"
 _IS_CANCELLED = "SELECT 1 FROM busline_job WHERE claim = ? AND cancel_requested AND expires_at > ? LIMIT 1"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wish:
     """What `Store.claim` was asked for."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from secrets import token_hex
 
 from aiormq.exceptions import ChannelAccessRefused
@@ -15,6 +14,7 @@ from pamqp.common import FieldValue
 
 from busline.errors import BuslineError, ConnectionLost, NoHandler, TransportClosed
 from busline.message import Destination, Message
+from busline.structs import value
 from busline.transports.amqp.bounds import Bounds
 from busline.transports.amqp.faults import LIBRARY, was_cancelled
 from busline.transports.amqp.getting import get
@@ -33,7 +33,7 @@ DELETE_TIMEOUT = 2.0
 """Seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Way:
     """How the transport sends, for calls to leave likewise."""
 

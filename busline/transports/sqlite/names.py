@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 
 from busline.errors import NoHandler, QueueNotFound
 from busline.message import Destination, ToTopic
+from busline.structs import value
 from busline.topics import matches
 
 _MOST = 10_000
 """Names remembered at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bounds:
     """What a queue was told not to take."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from busline.errors import BuslineError, ConfigurationError, ConnectionLost, LeaseLost, QueueNotFound, TransportClosed
 from busline.message import Delivery
+from busline.structs import value
 from busline.transports.sqs.clients import SLACK, Clients
 from busline.transports.sqs.polling import Poller, Raw
 from busline.transports.sqs.receipts import Done, Receipt, delivery_of, receipt_of
@@ -27,7 +28,7 @@ class _Waiter:
     future: asyncio.Future[list[Delivery]]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Terms:
     """What a consumer has to know of its queue. Times are seconds."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil, inf
 
 from busline.errors import ConfigurationError, QueueNotFound
 from busline.message import Limits, QueueSpec
+from busline.structs import value
 from busline.transports.sqs.clients import Clients
 from busline.transports.sqs.faults import Denied, Refused
 from busline.transports.sqs.names import is_fifo, queue_name
@@ -25,7 +25,7 @@ REMEMBERED = 10_000
 """URLs of queues that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Known:
     """A queue as it is at SQS."""
 
