@@ -64,20 +64,20 @@ async def check_a_rate_limit_spaces_the_starts(h: Harness) -> None:
     bus = Bus(h.transport(), service=service)
     starts: list[float] = []
 
-    @bus.handler(f"{service}.work", rate_limit="10/s", queue=queue)
+    @bus.handler(f"{service}.work", rate_limit="1/s", queue=queue)
     async def work() -> None:
         starts.append(time.monotonic())
 
     async with bus.worker(concurrency=5), caller(h) as other:
-        for _ in range(5):
+        for _ in range(4):
             await other.send(f"{service}.work")
-        await eventually(lambda: len(starts) == 2)
+        await eventually(lambda: len(starts) >= 1)
         ready, leased = await waiting(other, queue)
         assert leased <= 1
         assert ready >= 1
-        await eventually(lambda: len(starts) == 5)
+        await eventually(lambda: len(starts) == 4)
         gaps = [later - earlier for earlier, later in pairwise(starts)]
-        assert min(gaps) >= 0.09
+        assert min(gaps) >= 0.9
 
 
 async def check_concurrency_bounds_what_runs_at_once(h: Harness) -> None:

@@ -68,6 +68,9 @@ AT_ONCE = 60
 """Requests that may wait at each of the two."""
 AT_LEAST = 1000
 """Requests in all while workers come and go."""
+IDLE = 1.0
+"""Seconds for which a visitor keeps a connection that is idle; as for any proxy, less than for the server: uvicorn
+closes it after 5 s, maybe just when a request is on its way."""
 ROUNDS = 2
 """How often each worker is replaced."""
 
@@ -109,7 +112,8 @@ class Visitors:
     async def come(self) -> None:
         """Until cancelled; then those who are there wait for their answers."""
         began, places = time.monotonic(), asyncio.Semaphore(AT_ONCE)
-        async with aiohttp.ClientSession(self._site.url) as client, asyncio.TaskGroup() as visits:
+        idle = aiohttp.TCPConnector(keepalive_timeout=IDLE)
+        async with aiohttp.ClientSession(self._site.url, connector=idle) as client, asyncio.TaskGroup() as visits:
             try:
                 for number in count():
                     await places.acquire()

@@ -104,9 +104,13 @@ class SqsTransport:
         else:
             tags = self._ephemera.tags("ephemeral") if queue.ephemeral else {}
             known = await self._queues.declare(queue, tags)
-            await self._record(queue, known)
             if queue.ephemeral:
                 self._ephemera.add(known.url, queue.name)
+            try:
+                await self._record(queue, known)
+            except BaseException:
+                self._ephemera.drop(known.url)
+                raise
         limits = self._queues.limits(queue, known, fanout=self._fanout)
         self._attached[queue.name] = (queue, known.url, limits)
         return limits
