@@ -92,7 +92,7 @@ async def start():
 async def taken():
     return watching.taken()
 
-@app.get("/work/{{number}}")
+@app.get("/job/{{number}}")
 async def with_bus(number: int):
     return await work(number)
 
@@ -125,7 +125,7 @@ async def without(request):
 
 app.router.add_get("/start", start)
 app.router.add_get("/taken", taken)
-app.router.add_get("/work/{{number}}", with_bus)
+app.router.add_get("/job/{{number}}", with_bus)
 app.router.add_get("/alone/{{number}}", without)
 if __name__ == "__main__":
     web.run_app(app, host="127.0.0.1", port=int(os.environ["PORT"]), access_log=None)
@@ -169,11 +169,11 @@ async def test_nothing_that_may_wait_is_done_on_the_loop_of_a_web_application(
         await asyncio.to_thread(worker.until_ready)
         await asyncio.to_thread(site.until_up)
         async with httpx.AsyncClient(base_url=site.url, timeout=PATIENCE, limits=LIMITS) as client:
-            await ask(client, "/work")  # what happens once has happened
+            await ask(client, "/job")  # what happens once has happened
             await client.get("/start")
             await ask(client, "/alone")
             (alone, seen) = (await client.get("/taken")).json()
-            await ask(client, "/work")
+            await ask(client, "/job")
             (beside, done) = (await client.get("/taken")).json()
         print(f"\n{framework} on {broker}: the loop is late by {told(beside)}; without a bus by {told(alone)}")
         assert any("null" in each for each in seen), "what is done is noted"
