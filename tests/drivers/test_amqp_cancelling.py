@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Coroutine
@@ -16,6 +17,7 @@ from busline import Bus
 from busline.errors import BuslineError, ConnectionLost, TransportClosed
 from busline.message import Message, QueueSpec, ToQueue, ToTopic
 from busline.transports.amqp import AmqpTransport, from_url
+from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.registry import LOCK
 from tests.proxy import Proxy
 from tests.servers import Rabbit
@@ -220,3 +222,15 @@ async def test_any_cancellation_leaves_the_connections_as_they_were(rabbit: Rabb
                     break
         assert [transport._in.current(), transport._out.current()] == sessions, "a connection was lost"
         await transport.purge(queue)
+
+
+async def test_what_the_library_logs_of_an_errand_that_ends_early_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """It warns of each method that is cancelled. A driver is silent."""
+
+    async def work() -> None:
+        logging.getLogger("aiormq.channel").warning("a method was cancelled")
+
+    await Errands("somewhere").run(work())
+    assert caplog.messages == []
+    logging.getLogger("aiormq.channel").warning("the process's own connection")
+    assert caplog.messages == ["the process's own connection"]

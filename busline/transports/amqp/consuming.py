@@ -24,6 +24,7 @@ from busline.transports.amqp.faults import LIBRARY, reason, was_cancelled
 from busline.transports.amqp.ladder import check
 from busline.transports.amqp.link import Link, Session
 from busline.transports.amqp.properties import delivery_count, has_expired, is_readable, message_of
+from busline.transports.amqp.silence import silence
 from busline.transports.amqp.subscribing import Subscriptions
 from busline.transports.amqp.topology import exists
 from busline.transports.amqp.wire import Delivered, Lane
@@ -102,7 +103,8 @@ class AmqpConsumer:
         self._ended: BuslineError | None = None
         self._errands = Errands(link.where)
         self._closing: asyncio.Task[None] | None = None
-        self._task = asyncio.create_task(self._tend(), name=f"busline amqp consumer {queue}")
+        with silence():
+            self._task = asyncio.create_task(self._tend(), name=f"busline amqp consumer {queue}")
 
     @property
     def is_at_the_broker(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from busline.errors import ConnectionLost
 from busline.transports.amqp.faults import was_cancelled
+from busline.transports.amqp.silence import silence
 
 T = TypeVar("T")
 
@@ -55,7 +56,8 @@ class Errands:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Nobody need wait for it."""
-        task = asyncio.create_task(work, name="busline amqp errand")
+        with silence():
+            task = asyncio.create_task(work, name="busline amqp errand")
         self._tasks.add(task)
         task.add_done_callback(self._over)
         return task

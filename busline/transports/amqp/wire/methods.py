@@ -1,54 +1,39 @@
-"""Methods that name a queue, without the library's check: its alphabet is narrower than the broker's."""
+"""Methods that name a queue, without the library's check: its alphabet is narrower than the broker's, which takes any
+name that is UTF-8 and says itself what it does not take."""
 
 from __future__ import annotations
 
 from pamqp import commands
 
 
-class Declare(commands.Queue.Declare):
-    """Any name that is UTF-8."""
-
+class _Unchecked:
     def validate(self) -> None:
         """The broker does."""
 
 
-class Bind(commands.Queue.Bind):
-    """Any name that is UTF-8."""
-
-    def validate(self) -> None:
-        """The broker does."""
+class Declare(_Unchecked, commands.Queue.Declare):
+    """Any name."""
 
 
-class Unbind(commands.Queue.Unbind):
-    """Any name that is UTF-8."""
-
-    def validate(self) -> None:
-        """The broker does."""
+class Bind(_Unchecked, commands.Queue.Bind):
+    """Any name."""
 
 
-class Delete(commands.Queue.Delete):
-    """Any name that is UTF-8."""
-
-    def validate(self) -> None:
-        """The broker does."""
+class Unbind(_Unchecked, commands.Queue.Unbind):
+    """Any name."""
 
 
-class Purge(commands.Queue.Purge):
-    """Any name that is UTF-8."""
-
-    def validate(self) -> None:
-        """The broker does."""
+class Delete(_Unchecked, commands.Queue.Delete):
+    """Any name."""
 
 
-class Get(commands.Basic.Get):
-    """Any name that is UTF-8."""
-
-    def validate(self) -> None:
-        """The broker does."""
+class Purge(_Unchecked, commands.Queue.Purge):
+    """Any name."""
 
 
-class Consume(commands.Basic.Consume):
-    """Any name that is UTF-8."""
+class Get(_Unchecked, commands.Basic.Get):
+    """Any name."""
 
-    def validate(self) -> None:
-        """The broker does."""
+
+class Consume(_Unchecked, commands.Basic.Consume):
+    """Any name."""
