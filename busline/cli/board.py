@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from busline.cli.app_metrics import AppMetric, joined
 from busline.cli.exits import Exit
 from busline.cli.lifeline import READY, RETIRING
 from busline.metrics import Family
@@ -35,11 +36,15 @@ class Member:
     heard_at: float = 0.0
     troubles: list[str] = field(default_factory=list)
     families: list[Family] = field(default_factory=list)
+    app: list[AppMetric] = field(default_factory=list)
 
 
-def report(troubles: Iterable[str], families: Iterable[Family]) -> bytes:
-    """What a process tells of itself."""
-    return orjson.dumps({"troubles": list(troubles), "metrics": [family.to_json() for family in families]})
+def report(troubles: Iterable[str], families: Iterable[Family], app: Iterable[AppMetric] | None = None) -> bytes:
+    """What a process tells of itself; of the app's own metrics only when they were read."""
+    told: dict[str, Any] = {"troubles": list(troubles), "metrics": [family.to_json() for family in families]}
+    if app is not None:
+        told["app"] = [metric.to_json() for metric in app]
+    return orjson.dumps(told)
 
 
 class Board:
@@ -51,6 +56,7 @@ class Board:
         self._members: dict[int, Member] = {}
         self._past: dict[str, Family] = {}
         """What processes had counted that have ended."""
+        self._past_of_app: dict[str, AppMetric] = {}
         self._ends = Family("busline_worker_process_ends", "Worker processes that have ended.", "counter", ("how",))
         self.stopping = False
         """The worker was told to stop."""
@@ -73,12 +79,15 @@ class Board:
             told: dict[str, Any] = orjson.loads(news)
             member.troubles = told["troubles"]
             member.families = [Family.from_json(family) for family in told["metrics"]]
+            if "app" in told:
+                member.app = [AppMetric.from_json(metric) for metric in told["app"]]
 
     def ended(self, pid: int, code: int) -> None:
         """A process is gone."""
         member = self._members.pop(pid, None)
         if member is not None:
             _merge(self._past, (family for family in member.families if family.type != "gauge"))
+            joined((metric for metric in member.app if metric.outlives), self._past_of_app)
             self._ends.add(("in order" if code in (Exit.OK, Exit.RECYCLED) else "killed" if code < 0 else "failed",))
 
     @property
@@ -110,6 +119,13 @@ class Board:
         for member in list(self._members.values()):
             _merge(merged, member.families)
         return [*merged.values(), *self._own()]
+
+    def app_metrics(self) -> list[AppMetric]:
+        """The app's own metrics, of all processes together."""
+        merged = joined(self._past_of_app.values(), {})
+        for member in list(self._members.values()):
+            joined(member.app, merged)
+        return list(merged.values())
 
     def _own(self) -> Iterator[Family]:
         processes = Family("busline_worker_processes", "Worker processes that live.", "gauge", ("state",))

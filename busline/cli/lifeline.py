@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 
@@ -9,6 +10,8 @@ READY, RETIRING = b"ready", b"retiring"
 """It consumes; it takes no further message and only finishes what it has."""
 LONGEST_NEWS = 16_000_000
 """Bytes of one line; whoever sends longer ones is not one of ours."""
+PAUSE = 0.02
+"""Seconds that the parent has to make room in the stream, before the rest of a long report is sent."""
 
 
 class Lifeline:
@@ -33,6 +36,12 @@ class Lifeline:
         self._send()
         if not self._unsent:
             self.tell(news)
+
+    async def sent(self) -> None:
+        """Until the parent has, or can have, read all of it."""
+        while self._unsent:
+            await asyncio.sleep(PAUSE)
+            self._send()
 
     def _send(self) -> None:
         if not self._unsent:

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import orjson
 
+from busline.cli.app_metrics import as_prometheus
 from busline.cli.board import GIVEN_UP, Board
 from busline.cli.exits import Exit, Failure
 from busline.cli.terminal import say
@@ -127,7 +128,7 @@ class Probes:
             from busline.integrations.prometheus import exposed
         except ConfigurationError as error:
             return HTTPStatus.NOT_IMPLEMENTED, TEXT, f"{error}\n".encode()
-        body, content_type = exposed(self._board.families(), accept)
+        body, content_type = exposed(self._board.families(), accept, as_prometheus(self._board.app_metrics()))
         return HTTPStatus.OK, content_type, body
 
 

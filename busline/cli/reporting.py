@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from contextlib import suppress
 
 from busline.bus import Bus
+from busline.cli.app_metrics import Reader
 from busline.cli.board import REPORT_PERIOD, Board, report
+from busline.cli.lifeline import Lifeline
 from busline.metrics import Metrics
 from busline.worker import Worker
 
@@ -35,16 +37,34 @@ class Direct:
 
     report = tell
 
+    async def sent(self) -> None:
+        """It always is."""
+
 
 class Reporter:
-    """Reports to `tell` every `REPORT_PERIOD` seconds."""
+    """Reports every `REPORT_PERIOD` seconds, and once more at the end, so that nothing is uncounted by it."""
 
-    def __init__(self, metrics: Metrics, tell: Callable[[bytes], None]) -> None:
+    def __init__(self, metrics: Metrics, news: Lifeline | Direct) -> None:
         self._metrics = metrics
-        self._tell = tell
+        self._news = news
+        self._app = Reader()
 
     async def run(self, worker: Worker) -> None:
         """Until cancelled."""
-        while True:
-            self._tell(report(worker.troubles, self._metrics.families()))
-            await asyncio.sleep(REPORT_PERIOD)
+        try:
+            while True:
+                self._report(worker)
+                await self._news.sent()
+                await asyncio.sleep(REPORT_PERIOD)
+        finally:
+            await self._last(worker)
+
+    def _report(self, worker: Worker, *, last: bool = False) -> None:
+        self._news.report(report(worker.troubles, self._metrics.families(), self._app.read(at_once=last)))
+
+    async def _last(self, worker: Worker) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REPORT_PERIOD):  # a parent that does not read holds up nobody
+                await self._news.sent()
+                self._report(worker, last=True)
+                await self._news.sent()

@@ -295,7 +295,7 @@ def _check(options: Options, bus: Bus) -> None:
 async def _consume(options: Options, bus: Bus, leaving: Leaving, news: Lifeline | Direct) -> Exit:
     leaving.connecting()
     recycling = Recycling(options.max_messages, options.max_memory, partial(_retire, leaving, news))
-    reporter = Reporter(metrics_of(bus), news.report) if options.reports else None
+    reporter = Reporter(metrics_of(bus), news) if options.reports else None
     try:
         async with (
             _beside(recycling.run(), "recycling"),

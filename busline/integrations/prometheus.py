@@ -42,20 +42,20 @@ def collected(families: Iterable[Family]) -> Iterator[Metric]:
         yield _metric(family)
 
 
-def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
+def exposed(families: Iterable[Family], accept: str, more: Iterable[Metric] = ()) -> tuple[bytes, str]:
     """A page for a scrape, and its content type; `accept` is the header with which it was asked for."""
     encode, content_type = exposition.choose_encoder(accept)
-    return encode(_Page(list(families))), content_type
+    return encode(_Page([*collected(families), *more])), content_type
 
 
 class _Page(Collector):
-    """Families where a registry is asked for."""
+    """Metrics where a registry is asked for."""
 
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        return collected(self._families)
+        return iter(self._metrics)
 
 
 def _metric(family: Family) -> Metric:
