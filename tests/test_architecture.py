@@ -97,6 +97,7 @@ INTEGRATED = {
     "depends": {"fast_depends"},
     "injection": {"fast_depends"},
     "integrations.aiohttp": {"aiohttp"},
+    "integrations.app_metrics": {"prometheus_client"},
     "integrations.fastapi": {"fastapi"},
     "integrations.otel": {"opentelemetry"},
     "integrations.prometheus": {"prometheus_client"},

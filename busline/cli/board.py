@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from busline.cli.app_metrics import AppMetric, joined
 from busline.cli.exits import Exit
 from busline.cli.lifeline import READY, RETIRING
+from busline.integrations.app_metrics import AppMetric, joined
 from busline.metrics import Family
 
 REPORT_PERIOD = 0.5

@@ -13,11 +13,11 @@ from http import HTTPStatus
 
 import orjson
 
-from busline.cli.app_metrics import as_prometheus
 from busline.cli.board import GIVEN_UP, Board
 from busline.cli.exits import Exit, Failure
 from busline.cli.terminal import say
 from busline.errors import ConfigurationError
+from busline.integrations.app_metrics import as_prometheus
 
 REQUEST_TIMEOUT = 5.0
 """Seconds in which a client must have sent its request, and taken the answer."""

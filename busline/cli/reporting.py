@@ -7,9 +7,9 @@ import os
 from contextlib import suppress
 
 from busline.bus import Bus
-from busline.cli.app_metrics import Reader
 from busline.cli.board import REPORT_PERIOD, Board, report
 from busline.cli.lifeline import Lifeline
+from busline.integrations.app_metrics import Reader
 from busline.metrics import Metrics
 from busline.worker import Worker
 
