@@ -31,7 +31,7 @@ EVER_PAUSED = "busline.paused"
 PROBE_TTL = 1.0
 """Seconds for which a question whether a queue is paused lies about where it is."""
 
-Verb = Literal["ping", "active", "stats", "handlers", "gates", "concurrency"]
+Verb = Literal["ping", "active", "stats", "handlers", "gates", "concurrency", "watch"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -20,6 +20,9 @@ from busline.telemetry import log
 from busline.topics import MAX_TOPIC_BYTES
 from busline.transports.base import Transport
 from busline.wire import Envelope, new_id, text_of
+
+if TYPE_CHECKING:
+    from busline.tails import Teller
 
 KINDS = ("sent", "received", "started", "retried", "succeeded", "failed", "fault")
 """What is told of a message; `fault` is that it became a dead letter."""
@@ -38,7 +41,7 @@ BACKLOG = 10_000
 class Events:
     """Publishes what happens to messages. One per open bus; `aclose` lets what waits leave first."""
 
-    __slots__ = ("_backlog", "_deaf_until", "_now", "_quiet", "_task", "_transport", "dropped")
+    __slots__ = ("_backlog", "_deaf_until", "_now", "_quiet", "_task", "_transport", "dropped", "teller")
 
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
@@ -48,6 +51,8 @@ class Events:
         self._quiet: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
+        self.teller: Teller | None = None
+        """Tells those who watch by way of the store; None while nobody ever did."""
 
     def unheard(self, topic: str) -> bool:
         """Nobody listens to what a worker tells of each message of `topic`: received, started, succeeded."""
@@ -61,26 +66,33 @@ class Events:
         name = f"busline.{kind}.{topic}"
         if topic.startswith("busline.") or len(name.encode()) > MAX_TOPIC_BYTES:
             return
-        self.dropped += len(self._backlog) == BACKLOG
+        if len(self._backlog) == BACKLOG:
+            self._drop()
         try:
             body = encode({"id": envelope.id, "topic": topic, "attempt": envelope.attempt, "at": now, **fields})
         except CodecError:  # a text in it that is none
-            self.dropped += 1
+            self._drop()
             return
         cause = Envelope(new_id(), now, correlation_id=envelope.correlation_id or envelope.id, causation_id=envelope.id)
         self._backlog.append(((kind, topic), Message(name, body, cause.encode())))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._publish(), name="busline events")
 
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self.teller is not None:
+            self.teller.missed(1)
+
     async def _publish(self) -> None:
         while self._backlog:
             key, message = self._backlog.popleft()
+            told = self.teller is not None and self.teller.tell(message)
             try:
                 heard = await self._transport.publish(message.topic, message)
             except Exception as error:  # nothing that goes wrong here may harm the work that is told of
                 log.info("an event could not be published: %s", text_of(error), extra={"event": "event_lost"})
                 heard = False
-            if not heard:
+            if not heard and not told:
                 self._remember(key)
 
     def _remember(self, key: tuple[str, str]) -> None:
@@ -91,9 +103,17 @@ class Events:
         deaf[key] = self._now() + DEAF
         self._quiet[topic] = min(deaf.get((kind, topic), 0.0) for kind in ORDINARY)
 
+    def watched(self, teller: Teller) -> None:
+        """Somebody begins to watch by way of the store: `teller`, which is the one there is, hears of each event."""
+        self.teller = teller
+        self._deaf_until.clear()
+        self._quiet.clear()
+
     async def aclose(self) -> None:
-        """Publish what waits, as far as the broker takes it within `CLOSING` seconds. Idempotent."""
+        """Publish what waits, as far as the broker and the store take it within `CLOSING` seconds. Idempotent."""
         task, self._task = self._task, None
-        if task is not None:
-            with anyio.move_on_after(CLOSING):
+        with anyio.move_on_after(CLOSING):
+            if task is not None:
                 await task
+            if self.teller is not None:
+                await self.teller.aclose()

@@ -91,7 +91,7 @@ async def line_to(transport: Transport, door: StoreDoor | None) -> Line:
     raises."""
     queue = QueueSpec(DESK + new_id()[:12], "busline", ephemeral=True)
     try:
-        await _attach(transport, queue, "asking the workers")
+        await attach_own(transport, queue, "asking the workers")
     except ConfigurationError:
         if door is None:
             raise
@@ -103,7 +103,7 @@ async def ear_of(transport: Transport, door: StoreDoor | None, instance: str) ->
     """The way from those who ask to this process. Raises as `line_to` does, and StoreUnavailable."""
     queue = QueueSpec(POST + instance, "busline", patterns=frozenset({ASK}), ephemeral=True)
     try:
-        await _attach(transport, queue, "control=True")
+        await attach_own(transport, queue, "control=True")
     except ConfigurationError:
         if door is None:
             raise
@@ -111,12 +111,12 @@ async def ear_of(transport: Transport, door: StoreDoor | None, instance: str) ->
     return _BusEar(transport, queue.name, await transport.consume(queue.name, slots=1))
 
 
-async def _attach(transport: Transport, queue: QueueSpec, what: str) -> None:
+async def attach_own(transport: Transport, queue: QueueSpec, what: str) -> None:
     """Make a queue of this process's own. Raises ConfigurationError where none may be made, or where a message cannot
     reach the queues of several processes."""
     try:
         limits = await transport.attach(queue)
-    except QueueNotFound as error:
+    except (ConfigurationError, QueueNotFound) as error:
         raise ConfigurationError(f"{what} needs a queue for each process: {error}. {_ELSE}") from error
     if not limits.fanout:
         await transport.detach(queue.name, delete=True)

@@ -34,6 +34,7 @@ from busline.registry import Plan
 from busline.services import Services
 from busline.slots import QueueSlots
 from busline.storing import StoreDoor
+from busline.tails import Teller
 from busline.telemetry import log
 from busline.wire import text_of
 
@@ -198,6 +199,9 @@ class Post:
                 return self._stats()
             case "handlers":
                 return {"handlers": [asdict(row) for row in served(self._plan)]}
+            case "watch":
+                await self._watch(str(asked["to"]), asked["patterns"], float(asked["seconds"]))
+                return None
             case "gates" | "concurrency" as verb:
                 return await self._operate(verb, str(asked["queue"]), asked.get("number"))
             case other:
@@ -213,6 +217,15 @@ class Post:
             await queue.set_count(number)
             self._services.threads.total_tokens = max(1, sum(each.count for each in self._queues))
         return {"queue": name, **_told(queue)}
+
+    async def _watch(self, id: str, patterns: Sequence[str], seconds: float) -> None:
+        """Somebody watches by way of the store; he is told there, and is not answered."""
+        if self._door is None:
+            return
+        events = self._services.events
+        teller = events.teller or Teller(await self._door.open())
+        if teller.watch(id, patterns, seconds):
+            events.watched(teller)
 
     def _active(self) -> list[dict[str, Any]]:
         now = self._services.clock.time()

@@ -76,6 +76,7 @@ LAYERS = [
             "lines",
             "control",
             "operated",
+            "tails",
             "process",
         },
     ),

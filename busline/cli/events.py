@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,18 +13,19 @@ import typer
 
 from busline.bus import Bus
 from busline.cli.exits import Exit, Failure
+from busline.cli.inspect import Store
 from busline.cli.terminal import RED, complain, paint, say
 from busline.cli.verbs import Url
 from busline.codec import decode, encode
-from busline.errors import CodecError, ConfigurationError
+from busline.errors import CodecError, StoreUnavailable
 from busline.events import DEAF, KINDS
-from busline.message import Message, QueueSpec
+from busline.message import Message
+from busline.tails import Tail, tail_of
 from busline.topics import check_pattern
-from busline.transports.base import Consumer
-from busline.wire import decode_envelope, new_id
+from busline.wire import decode_envelope
 
-BATCH = 100
-"""Events that are taken at a time."""
+AGAIN = 1.0
+"""Seconds after which a store is asked again that was away."""
 SHOWN = ("id", "topic", "attempt", "at")
 """Fields of an event that have a place of their own in a line of text."""
 
@@ -39,15 +41,17 @@ def events(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
     url: Url = None,
+    store: Store = None,
 ) -> None:
     """Show what happens to messages, as it happens, until Ctrl-C.
 
     Best effort: events are told beside the work and are not kept. What nobody listened to is told from 5 seconds
-    later on.
+    later on. Where the broker cannot copy events to who listens, those are told by way of the store that happen in
+    workers which can be inspected.
     """
     patterns = frozenset(_patterns(kind or KINDS, topic))
     say_or_not = _Printer(of or "", count, as_json)
-    asyncio.run(_tail(url, patterns, say_or_not))
+    asyncio.run(_tail(url, store, patterns, say_or_not))
 
 
 def _patterns(kinds: Sequence[str], topic: str) -> Iterator[str]:
@@ -58,26 +62,35 @@ def _patterns(kinds: Sequence[str], topic: str) -> Iterator[str]:
         yield check_pattern(f"{prefix}.{topic}")
 
 
-async def _tail(url: str | None, patterns: frozenset[str], printer: _Printer) -> None:
-    queue = QueueSpec(f"busline.events.{new_id()[:12]}", "busline", patterns=patterns, ephemeral=True)
-    async with Bus(url) as bus:
-        limits = await bus.transport.attach(queue)
-        if not limits.fanout:
-            raise ConfigurationError(f"{bus.transport.where} does not copy events to those who listen")
-        consumer = await bus.transport.consume(queue.name, slots=1, prefetch=BATCH)
-        try:
-            typer.echo(f"listening at {bus.transport.where}; the first may take {DEAF:g} s", err=True)
-            await _take(consumer, printer)
-        finally:
-            await consumer.aclose()
+async def _tail(url: str | None, store: str | None, patterns: frozenset[str], printer: _Printer) -> None:
+    async with _watching(Bus(url, store=store), patterns) as tail:
+        typer.echo(f"listening at {tail.where}; the first may take {DEAF:g} s", err=True)
+        while not printer.done:
+            try:
+                seen = await tail.seen()
+            except StoreUnavailable as error:
+                complain(f"{error}; what happens meanwhile is not shown")
+                await asyncio.sleep(AGAIN)
+                continue
+            for event in seen.events:
+                printer.show(event)
+            if seen.missed:
+                complain(f"{seen.missed} events are not shown, as too many happened at once")
 
 
-async def _take(consumer: Consumer, printer: _Printer) -> None:
-    while not printer.done:
-        deliveries = await consumer.receive(BATCH)
-        for delivery in deliveries:
-            printer.show(delivery.message)
-        await consumer.ack(*deliveries)
+@asynccontextmanager
+async def _watching(bus: Bus, patterns: frozenset[str]) -> AsyncIterator[Tail]:
+    door = bus.store_door()
+    try:
+        async with bus:
+            tail = await tail_of(bus.transport, door, patterns)
+            try:
+                yield tail
+            finally:
+                await tail.aclose()
+    finally:
+        if door is not None:
+            await door.aclose()
 
 
 class _Printer:

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
+
 from busline.bus import Bus
 from busline.control import Answer, Control
 from busline.errors import QueueNotFound
+from busline.tails import Tail, tail_of
 from busline.testing.harness import Harness
 from busline.testing.scenes import PATIENCE, eventually, raised
 from busline.testing.stored import keeping
+from busline.wire import decode_envelope
 
 
 class Holding:
@@ -147,3 +151,35 @@ async def check_concurrency_changes_while_messages_are_handled(h: Harness) -> No
             scene.gate.set()
             await eventually(lambda: bus.stats.handled == 11)
         assert bus.stats.released == bus.stats.failed == 0
+
+
+async def check_what_happens_to_messages_is_seen_by_who_watches(h: Harness) -> None:
+    """All that a worker and who sends from its bus tell of one message, in its conversation."""
+    async with holding(h) as scene:
+        topic, bus = f"{scene.service}.hold", scene.bus()
+        scene.gate.set()
+        wanted = {f"busline.event.{kind}.{topic}" for kind in ("sent", "received", "started", "succeeded")}
+        async with bus.worker(name=scene.name), watching(h, f"busline.event.*.{topic}") as tail:
+            told: dict[str, set[str]] = {}
+
+            async def is_told() -> bool:
+                await bus.send(topic, 1)
+                with anyio.move_on_after(1.0):
+                    for event in (await tail.seen()).events:
+                        told.setdefault(decode_envelope(event, 0.0).correlation_id, set()).add(event.topic)
+                return wanted in told.values()
+
+            await eventually(is_told)
+            assert set().union(*told.values()) == wanted
+
+
+@asynccontextmanager
+async def watching(h: Harness, *patterns: str) -> AsyncIterator[Tail]:
+    """One who watches, in a process of his own."""
+    bus = keeping(h)
+    async with bus:
+        tail = await tail_of(bus.transport, bus._open_session.door, frozenset(patterns))
+        try:
+            yield tail
+        finally:
+            await tail.aclose()

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,32 @@ class Folder:
         """Leave nothing behind."""
         for worker in self.workers:
             worker.end()
+
+
+class Tail:
+    """One `busline events …` in the background."""
+
+    def __init__(self, folder: Folder, arguments: tuple[str, ...]) -> None:
+        self.out, err = folder.path / "events", folder.path / "listening"
+        with self.out.open("wb") as out, err.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*COMMAND, "events", *arguments], cwd=folder.path, env=folder.environment, stdout=out, stderr=errors
+            )
+        until(lambda: "listening at" in err.read_text(), "it listens")
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has shown."""
+        return self.out.read_text().splitlines()
+
+
+@contextmanager
+def tail(folder: Folder, *arguments: str) -> Iterator[Tail]:
+    """One that is killed at the end."""
+    tail = Tail(folder, arguments)
+    try:
+        yield tail
+    finally:
+        if tail.process.poll() is None:
+            os.kill(tail.process.pid, signal.SIGKILL)
+        tail.process.wait(10)

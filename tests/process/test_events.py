@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import orjson
 import pytest
@@ -13,34 +10,7 @@ from busline.cli.events import _Printer
 from busline.cli.exits import Exit
 from busline.message import Message
 from busline.wire import Envelope
-from process.commands import COMMAND, Folder, until
-
-
-class Tail:
-    """One `busline events …` in the background."""
-
-    def __init__(self, folder: Folder, arguments: tuple[str, ...]) -> None:
-        self.out, err = folder.path / "events", folder.path / "listening"
-        with self.out.open("wb") as out, err.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [*COMMAND, "events", *arguments], cwd=folder.path, env=folder.environment, stdout=out, stderr=errors
-            )
-        until(lambda: "listening at" in err.read_text(), "it listens")
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.read_text().splitlines()
-
-
-@contextmanager
-def tail(folder: Folder, *arguments: str) -> Iterator[Tail]:
-    tail = Tail(folder, arguments)
-    try:
-        yield tail
-    finally:
-        if tail.process.poll() is None:
-            os.kill(tail.process.pid, signal.SIGKILL)
-        tail.process.wait(10)
+from process.commands import Folder, tail
 
 
 def test_each_step_of_a_message_is_a_line_of_json(folder: Folder) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from busline.cli.exits import Exit
-from process.commands import Folder, until
+from process.commands import Folder, tail, until
 from tests.ministack import Ministack
 
 DEBTS = """
@@ -107,3 +109,29 @@ def test_workers_are_asked_by_way_of_the_store_where_sns_may_not_be_used(shop: F
     assert shop.run(*ping, "--expect", "1", "--timeout", "30").returncode == Exit.OK
     worker.end()
     assert shop.run(*ping, "--timeout", "0.1").returncode == Exit.TIMEOUT, "who is dead does not answer"
+
+
+@pytest.mark.timeout(120)
+def test_what_happens_is_shown_by_way_of_the_store_where_sns_may_not_be_used(shop: Folder) -> None:
+    shop.url += "&events=0"
+    shop.write("held", HELD)
+    store = ("--store", f"sqlite:///{shop.path}/store.db")
+    refused = shop.run("events")
+    assert (refused.returncode, "A store will do instead" in refused.stderr) == (Exit.CONFIGURATION, True)
+    worker = shop.worker("held:bus", store=store[1])
+    worker.until_ready()
+    with tail(shop, "--json", "--topic", "hold", *store) as events:
+
+        def is_told() -> bool:
+            shop.send(("hold", None))
+            return {"received", "started", "succeeded"} <= {json.loads(line)["kind"] for line in events.lines}
+
+        until(is_told, "it is told")
+        events.process.send_signal(signal.SIGINT)
+        assert events.process.wait(20) == Exit.INTERRUPTED
+    told = [json.loads(line) for line in events.lines]
+    assert {each["queue"] for each in told if each["kind"] == "started"} == {"work"}
+    assert "sent" not in {each["kind"] for each in told}, "who only sends does not look after questions"
+    with sqlite3.connect(shop.path / "store.db") as db:
+        left = {topic for (topic,) in db.execute("SELECT topic FROM busline_job")}
+    assert "busline.control.watched" not in left, "who leaves is not watched for"
