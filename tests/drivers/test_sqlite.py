@@ -11,6 +11,7 @@ import sqlite3
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -62,6 +63,66 @@ async def test_no_send_is_synced_by_the_loop_however_quick_the_disk_has_been(
             await transport.send(ToQueue("jobs"), job(str(number)))
     assert len(threads) > 10
     assert threading.main_thread() not in threads
+
+
+async def test_what_is_synced_is_the_log_that_is_written_whatever_lies_in_its_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        os.rename(f"{path}-wal", f"{path}-moved")
+        os.close(os.open(f"{path}-wal", os.O_CREAT))
+        monkeypatch.setattr(
+            "busline.transports.sqlite.walsync._datasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        )
+        before = os.stat(f"{path}-moved").st_size
+        await transport.send(ToQueue("jobs"), job("1"))
+        assert os.stat(f"{path}-moved").st_size > before
+        assert synced == [f"{path}-moved"]
+        os.replace(f"{path}-moved", f"{path}-wal")
+
+
+async def test_a_send_asks_for_no_time_stamp_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After which a sync would write the next one, too: half as much time again where there is no journal."""
+    asked: list[object] = []
+
+    def noting(ask: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def note(what: int | str, **options: object) -> os.stat_result:
+            asked.append(os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what)
+            return ask(what, **options)
+
+        return note
+
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        monkeypatch.setattr("os.stat", noting(os.stat))
+        monkeypatch.setattr("os.fstat", noting(os.fstat))
+        os.stat(path)
+        for number in range(100):
+            await transport.send(ToQueue("jobs"), job(str(number)))
+    assert path in asked
+    assert f"{path}-wal" not in asked
+
+
+async def test_a_send_that_is_being_synced_when_the_transport_closes_is_settled(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def sync(fd: int) -> None:
+        begun.set()
+        assert end.wait(10)
+
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", sync)
+        first = asyncio.create_task(transport.send(ToQueue("jobs"), job("1")))
+        assert await asyncio.to_thread(begun.wait, 10)
+        second = asyncio.create_task(transport.send(ToQueue("jobs"), job("2")))
+        closing = asyncio.create_task(transport.aclose())
+        asyncio.get_running_loop().call_later(0.2, end.set)
+        await asyncio.gather(first, second, closing)
 
 
 async def test_sends_at_the_same_time_share_one_sync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,12 @@ def begin(db: sqlite3.Connection, until: float) -> None:
 
 
 class Syncer:
-    """Makes durable what was committed to the file, by whichever connection. For any thread, one at a time."""
+    """Makes durable what was committed to the file, by whichever connection. For any thread, one at a time, and to be
+    closed with the connection that keeps the log where it is.
+
+    It never asks for the log's status: a kernel that was asked for a file's time stamps gives the next write new ones,
+    and where the file system has no journal the sync has to write those, too.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path + "-wal"
@@ -78,8 +83,7 @@ class Syncer:
 
     def sync(self) -> None:
         """Raises OSError."""
-        if self._fd < 0 or not os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
-            self.close()
+        if self._fd < 0:
             self._fd = os.open(self._path, os.O_RDWR)
         _datasync(self._fd)
 
@@ -143,6 +147,7 @@ class Desk:
                 self._refuse(batch, error)
                 if db is not None and not is_busy(error):
                     db.close()  # perhaps it is another file by now, or a better disk
+                    self._syncer.close()
                     db = None
             self._tell(_settle_all, batch)
         if db is not None:

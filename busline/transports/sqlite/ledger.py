@@ -253,7 +253,8 @@ class Ledger:
         count -= sum(len(rows) for feed, rows, _, _ in self._claimed if feed.queue == queue)
         if count <= 0:
             return
-        for (process,) in self._db.execute(sql.PICK_WAITING, (queue, self.process, count)).fetchall():
+        for (process,) in self._db.execute(sql.FIND_WAITING, (queue, self.process, count)).fetchall():
+            self._db.execute(sql.SET_WAITING, (0, queue, process))
             if process != self.process:
                 self._frames.append((process, queue, 0.0))
             else:

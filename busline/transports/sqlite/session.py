@@ -60,6 +60,7 @@ class Session:
     async def start(self) -> None:
         """Become visible to the other processes, and clear up after those that died. Raises OSError, sqlite3.Error."""
         self.files.take()
+        self.checkpoints.open()
         await self.peers.listen(self.files.address, self.files.mode)
         self.ledger.process = await self.engine.run(self._register)
         await self.watch.reap()

@@ -54,11 +54,7 @@ DROP_LATE = (
 )
 
 SET_WAITING = "UPDATE consumer SET waiting = ? WHERE queue = ? AND process = ?"
-PICK_WAITING = (
-    "UPDATE consumer SET waiting = 0 WHERE rowid IN ("
-    " SELECT rowid FROM consumer WHERE queue = ? AND waiting > 0 ORDER BY process = ?, waiting LIMIT ?)"
-    " RETURNING process"
-)
+FIND_WAITING = "SELECT process FROM consumer WHERE queue = ? AND waiting > 0 ORDER BY process = ?, waiting LIMIT ?"
 PICK_TIMEKEEPER = "SELECT process FROM consumer WHERE queue = ? ORDER BY process = ? DESC, waiting DESC LIMIT 1"
 
 DELETE_READY = (
