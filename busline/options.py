@@ -16,6 +16,8 @@ Ack = Literal["late", "early"]
 Executor = Literal["thread", "process"]
 OnDown = Literal["pause", "answer", "warn"]
 
+CANCEL_TIMEOUT = 5.0
+"""Seconds that cancelled handlers have to end before the worker leaves without them. Not to be chosen."""
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/([smh])")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 

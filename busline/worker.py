@@ -25,16 +25,13 @@ from busline.claims import Claims
 from busline.errors import BuslineError, ConfigurationError
 from busline.message import Delivery, Health
 from busline.operated import Post, State
+from busline.options import CANCEL_TIMEOUT
 from busline.registry import Plan, QueuePlan
 from busline.services import Alarm, Services
 from busline.slots import QueueSlots, QueueState, side_by_side
 from busline.telemetry import log
 from busline.wheel import Wheel
 from busline.wire import reply_to
-
-CANCEL_TIMEOUT = 5.0
-"""Seconds that cancelled handlers have to end before the worker leaves without them."""
-
 
 HEALTH_PERIOD = 1.0
 """Seconds between looks at the transport's health."""

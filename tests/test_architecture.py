@@ -249,6 +249,12 @@ def test_the_package_exports_what_it_imports_and_nothing_else() -> None:
     assert set(importlib.import_module("busline").__all__) == imported
 
 
+def test_the_command_line_loads_what_serves_messages_only_once_it_serves_some() -> None:
+    dear = "print(sorted({'pydantic', 'busline.worker', 'rich'} & set(sys.modules)))"
+    command = [sys.executable, "-c", f"import sys, busline.cli; {dear}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 WATCHED_IMPORT = """
 import sys
 deeds = []

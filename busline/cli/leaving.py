@@ -16,11 +16,15 @@ import signal
 import threading
 from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from busline.cli.exits import Exit
 from busline.cli.watchdog import Watchdog, end
+from busline.options import CANCEL_TIMEOUT
 from busline.telemetry import log
-from busline.worker import CANCEL_TIMEOUT, Worker
+
+if TYPE_CHECKING:
+    from busline.worker import Worker
 
 MARGIN = 2.0
 """Seconds beyond what draining may take, for closing the transport."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from busline.bus import Bus
 from busline.cli.board import REPORT_PERIOD, Board, report
 from busline.cli.lifeline import Lifeline
 from busline.integrations.app_metrics import Reader
 from busline.metrics import Metrics
-from busline.worker import Worker
+
+if TYPE_CHECKING:
+    from busline.worker import Worker
 
 
 def metrics_of(bus: Bus) -> Metrics:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from busline import Bus
 from busline.bus import URL_VARIABLE
 from busline.storing import STORE_VARIABLE
@@ -31,8 +33,10 @@ def until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> No
 
 def lives(pid: int) -> bool:
     """Is there such a process, apart from one that has ended and that nobody has asked about?"""
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(status.strip()) and not status.startswith("Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Running:

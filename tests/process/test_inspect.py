@@ -96,7 +96,7 @@ def test_a_paused_queue_stays_paused_when_its_worker_is_killed_and_replaced(plac
     os.kill(worker.pids[0], signal.SIGKILL)
     worker.until_ready(2)
     worker.until_logged("paused", 2)
-    place.run("send", "hold", '"it"')
+    place.send(("hold", "it"))
     place.open_gate()
     time.sleep(0.5)  # nothing must happen, which has no sign
     assert place.noted("begin it") == 0

@@ -63,7 +63,6 @@ def test_queues_are_looked_after_at_sqs_as_anywhere_else(shop: Folder) -> None:
     for customer in ("Ada", "Ben"):
         shop.send(("orders.bill", {"customer": customer}))
     worker.until_logged("dead_lettered", 2)
-    assert len(letters(shop, "list", "shop")) == 2
     ada, ben = letters(shop, "show", "shop")
     assert [each["message"] for each in (ada, ben)] == ["no printer for Ada", "no printer for Ben"]
     assert {(each["topic"], each["reason"], each["type"]) for each in (ada, ben)} == {

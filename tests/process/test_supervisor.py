@@ -14,8 +14,7 @@ TWO = ("app:bus", "--processes", "2", "--concurrency", "1")
 def test_two_processes_share_a_queue(folder: Folder) -> None:
     worker = folder.worker(*TWO)
     worker.until_ready(2)
-    for name in ("first", "second"):
-        folder.run("send", "hold", f'"{name}"')
+    folder.send(("hold", "first"), ("hold", "second"))
     folder.until_noted("begin first")
     folder.until_noted("begin second")  # each has one slot, so it takes both of them
     assert {int(note.split()[1]) for note in folder.notes if note.startswith("process")} == set(worker.pids)
@@ -30,7 +29,7 @@ def test_two_processes_share_a_queue(folder: Folder) -> None:
 def test_a_killed_process_is_replaced_and_its_message_handled(folder: Folder) -> None:
     worker = folder.worker("app:bus", "--processes", "2")
     worker.until_ready(2)
-    folder.run("send", "hold", '"it"')
+    folder.send(("hold", "it"))
     folder.until_noted("begin it")
     (holder,) = (int(note.split()[1]) for note in folder.notes if note.startswith("process"))
     os.kill(holder, signal.SIGKILL)
@@ -53,7 +52,7 @@ def test_a_killed_parent_leaves_no_children(folder: Folder) -> None:
 def test_a_child_that_is_stuck_does_not_outlive_its_killed_parent(folder: Folder, how: str) -> None:
     worker = folder.worker("app:bus", "--processes", "2", "--drain-timeout", "0.1")
     pids = worker.until_ready(2)
-    folder.run("send", how)
+    folder.send((how, None))
     folder.until_noted(f"begin {how}")
     worker.tell(signal.SIGKILL)
     until(lambda: not any(lives(pid) for pid in pids), "the children have left", 10)
@@ -62,7 +61,7 @@ def test_a_child_that_is_stuck_does_not_outlive_its_killed_parent(folder: Folder
 def test_a_second_signal_stops_all_processes_at_once(folder: Folder) -> None:
     worker = folder.worker("app:bus", "--processes", "2")
     pids = worker.until_ready(2)
-    folder.run("send", "hold", '"it"')
+    folder.send(("hold", "it"))
     folder.until_noted("begin it")
     worker.tell()
     worker.until_logged("draining")

@@ -1,5 +1,6 @@
 """One worker process: how it starts, drains, stops at once, and never stays."""
 
+import asyncio
 import signal
 import sqlite3
 
@@ -23,8 +24,7 @@ async def test_a_worker_told_to_stop_finishes_what_runs_and_leaves_the_rest(
 ) -> None:
     worker = folder.worker("app:bus", "--concurrency", "1")
     worker.until_ready()
-    for name in ("first", "second", "third"):
-        assert folder.run("send", "hold", f'"{name}"').returncode == Exit.OK
+    await asyncio.to_thread(folder.send, *(("hold", name) for name in ("first", "second", "third")))
     folder.until_noted("begin first")
     worker.tell(number)
     worker.until_logged("draining")
@@ -37,7 +37,7 @@ async def test_a_worker_told_to_stop_finishes_what_runs_and_leaves_the_rest(
 def test_a_second_signal_stops_at_once_and_the_message_comes_again(folder: Folder) -> None:
     worker = folder.worker("app:bus")
     worker.until_ready()
-    folder.run("send", "hold", '"it"')
+    folder.send(("hold", "it"))
     folder.until_noted("begin it")
     worker.tell()
     worker.until_logged("draining")
@@ -53,7 +53,7 @@ def test_a_second_signal_stops_at_once_and_the_message_comes_again(folder: Folde
 def test_a_blocked_loop_cannot_keep_a_worker_that_is_told_three_times(folder: Folder) -> None:
     worker = folder.worker("app:bus")
     worker.until_ready()
-    folder.run("send", "block")
+    folder.send(("block", None))
     folder.until_noted("begin block")
     # Signals that come faster than they are taken are one signal, and a blocked worker cannot say that it took one.
     until(lambda: worker.process.poll() is not None or worker.tell() is not None, "it has ended", 3)
@@ -63,7 +63,7 @@ def test_a_blocked_loop_cannot_keep_a_worker_that_is_told_three_times(folder: Fo
 def test_a_plain_function_that_never_returns_does_not_keep_the_process(folder: Folder) -> None:
     worker = folder.worker("app:bus", "--drain-timeout", "0.2")
     worker.until_ready()
-    folder.run("send", "stuck")
+    folder.send(("stuck", None))
     folder.until_noted("begin stuck")
     worker.tell()
     assert worker.exit_code(5) == Exit.OK
@@ -72,9 +72,9 @@ def test_a_plain_function_that_never_returns_does_not_keep_the_process(folder: F
 def test_a_worker_that_fails_leaves_although_a_plain_function_never_returns(folder: Folder) -> None:
     worker = folder.worker("app:bus", "--processes", "0")
     worker.until_ready()
-    folder.run("send", "stuck")
+    folder.send(("stuck", None))
     folder.until_noted("begin stuck")
-    folder.run("send", "disconnect")
+    folder.send(("disconnect", None))
     assert worker.exit_code(8) == Exit.UNREACHABLE
     assert worker.err.read_text().splitlines()[-1].startswith("error: ")
 
