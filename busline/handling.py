@@ -70,6 +70,8 @@ class Handling:
         self._claims = services.claims
         if self._claims is not None:
             self._claims.orphans.queues[plan.spec.name] = self._settlement
+        self.waited: float | None = None
+        """Seconds that the message taken last had waited since it could be."""
         self.unavailable: dict[str, str] = {}
         """Why callers are told that the queue cannot work now; empty while it can."""
 
@@ -86,6 +88,7 @@ class Handling:
             envelope = Envelope(new_id(), now)
             effects = self._unreadable(delivery, envelope, error, "undecodable", now)
         else:
+            self.waited = now - (envelope.due_at or envelope.sent_at)
             if self._telemetry.observer is not None:
                 self._telemetry.observer.received(delivery, envelope)
             if not self._unheard(delivery.message.topic):

@@ -275,5 +275,6 @@ def _told(queue: QueueSlots) -> dict[str, Any]:
         "concurrency": queue.count,
         "running": queue.running,
         "taken": queue.taken,
+        "waited": queue.waited,
         "paused": list(queue.gate.reasons.values()),
     }

@@ -195,6 +195,12 @@ class QueueSlots:
         return QueueState(self.plan.spec.name, self._count, self.running, troubles)
 
     @property
+    def waited(self) -> float | None:
+        """Seconds that the message taken last had waited since it could be taken; None while none was."""
+        waited = self._handling.waited
+        return None if waited is None else max(0.0, round(waited, 3))  # the sender's clock may be ahead of ours
+
+    @property
     def works(self) -> list[Work]:
         """What its handlers work on now."""
         return [slot.work for slot in self._slots if slot.work is not None]

@@ -38,8 +38,8 @@ def queues(
     """Show what waits in each queue, what is worked on, who consumes it, and how many dead letters it has.
 
     A – stands for what the broker does not tell, and for a queue that has no queue of dead letters named after it.
-    With --watch: how old the message is that comes next, where it can be seen without being taken; and how many came
-    and were taken in a second, as the workers tell that can be inspected.
+    With --watch: about how old the message is that comes next, and how many came and were taken in a second, as the
+    workers tell that can be inspected.
     """
     if every_second:
         _watch(url, names or (), as_json=as_json)

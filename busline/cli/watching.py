@@ -25,8 +25,8 @@ ANSWERS_WITHIN = 0.4
 HEADER = ("QUEUE", "READY", "DELAYED", "LEASED", "CONSUMERS", "DEAD", "OLDEST", "IN/S", "OUT/S")
 UNKNOWN = "–"
 
-Taken = Mapping[tuple[str, str], int]
-"""Messages that were taken, by process and queue, since the process began."""
+Place = tuple[str, str]
+"""A process, and a queue of it."""
 
 
 class Tell(Protocol):
@@ -41,9 +41,12 @@ class Sample:
 
     at: float
     stats: Sequence[QueueStats]
-    taken: Taken
+    taken: Mapping[Place, int]
+    """Messages since the process began."""
     oldest: Mapping[str, float] = field(default_factory=dict)
     """Age of the message that is delivered next, seconds, by queue; where that can be known without touching it."""
+    waited: Mapping[Place, float] = field(default_factory=dict)
+    """Seconds that the message taken last had waited."""
 
 
 def rates(queue: str, before: Sample | None, now: Sample) -> tuple[float, float] | None:
@@ -71,6 +74,36 @@ def _waiting(queue: str, sample: Sample) -> int:
     return next((each.ready + (each.delayed or 0) for each in sample.stats if each.name == queue), 0)
 
 
+def ages(known: Mapping[str, float], before: Sample | None, now: Sample) -> dict[str, float]:
+    """About how old the message is that is delivered next, seconds, by queue; `known` are those of the look before.
+
+    Where it cannot be looked at: as old as what was taken since, or else as what waited then; and if nothing did, it
+    has come since. Queues of which nothing of all that is known are left out.
+    """
+    found = dict(now.oldest)
+    for each in now.stats:
+        age = found.get(each.name)
+        if age is None and each.ready and before is not None:
+            age = _age(each.name, known.get(each.name), before, now)
+        if age is not None:
+            found[each.name] = age
+    return found
+
+
+def _age(queue: str, known: float | None, before: Sample, now: Sample) -> float | None:
+    fresh = [
+        waited
+        for place, waited in now.waited.items()
+        if place[1] == queue and now.taken[place] > before.taken.get(place, 0)
+    ]
+    if fresh:
+        return max(0.0, *fresh)
+    passed = now.at - before.at
+    if not any(each.ready for each in before.stats if each.name == queue):
+        return passed
+    return None if known is None else known + passed
+
+
 async def samples(bus: Bus) -> AsyncIterator[Sample | str]:
     """What there is to see, every second; or in words why there is nothing to see now."""
     transport = bus.transport
@@ -93,18 +126,20 @@ async def samples(bus: Bus) -> AsyncIterator[Sample | str]:
 async def _look(bus: Bus, broker: Inspectable, control: Control | None) -> Sample:
     stats = await broker.stats()
     answers = await control.stats(timeout=ANSWERS_WITHIN) if control is not None else ()
-    taken = {
-        (answer.instance, queue): int(told["taken"])
-        for answer in answers
-        for queue, told in answer.data["queues"].items()
-    }
-    return Sample(time.monotonic(), stats, taken, await _ages(bus, broker, stats))
+    told = {(answer.instance, queue): each for answer in answers for queue, each in answer.data["queues"].items()}
+    return Sample(
+        time.monotonic(),
+        stats,
+        {place: int(each["taken"]) for place, each in told.items()},
+        await _looked_at(bus, broker, stats),
+        {place: float(each["waited"]) for place, each in told.items() if each.get("waited") is not None},
+    )
 
 
-async def _ages(bus: Bus, broker: Inspectable, stats: Sequence[QueueStats]) -> Mapping[str, float]:
-    ages: dict[str, float] = {}
+async def _looked_at(bus: Bus, broker: Inspectable, stats: Sequence[QueueStats]) -> Mapping[str, float]:
+    found: dict[str, float] = {}
     if not bus.transport.shared_clock:  # brokers elsewhere hand a message out to show it, which some of them count
-        return ages
+        return found
     now = time.time()
     for each in stats:
         if each.ready:
@@ -114,20 +149,23 @@ async def _ages(bus: Bus, broker: Inspectable, stats: Sequence[QueueStats]) -> M
             except (QueueNotFound, CodecError):  # gone meanwhile, or from elsewhere: its age is not known
                 continue
             for envelope in envelopes:
-                ages[each.name] = max(0.0, now - (envelope.due_at or envelope.sent_at))
-    return ages
+                found[each.name] = max(0.0, now - (envelope.due_at or envelope.sent_at))
+    return found
 
 
 async def watch(url: str | None, tell: Tell, shown: Sequence[str], *, as_json: bool) -> None:
     """Until cancelled. `tell` says what is told of a queue; `shown` are the queues to show, by default all of ours."""
     async with Bus(url) as bus:
         before: Sample | None = None
+        known: dict[str, float] = {}
         with _screen(as_json=as_json) as show:
             async for sample in samples(bus):
                 if isinstance(sample, str):
                     show([], sample)
                     continue
-                show([_told(each, before, sample, tell) for each in sample.stats if _is_shown(each.name, shown)], "")
+                known = ages(known, before, sample)
+                mine = [each for each in sample.stats if _is_shown(each.name, shown)]
+                show([_told(each, before, sample, known, tell) for each in mine], "")
                 before = sample
 
 
@@ -135,10 +173,12 @@ def _is_shown(name: str, names: Sequence[str]) -> bool:
     return name in names if names else not name.startswith("busline.")
 
 
-def _told(stats: QueueStats, before: Sample | None, now: Sample, tell: Tell) -> dict[str, Any]:
+def _told(
+    stats: QueueStats, before: Sample | None, now: Sample, known: Mapping[str, float], tell: Tell
+) -> dict[str, Any]:
     flow = rates(stats.name, before, now)
     come, gone = (None, None) if flow is None else (round(flow[0], 1), round(flow[1], 1))
-    age = now.oldest.get(stats.name)
+    age = known.get(stats.name)
     return {
         **tell(stats, now.stats),
         "oldest_seconds": None if age is None else round(age, 1),

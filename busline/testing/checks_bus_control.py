@@ -95,6 +95,7 @@ async def check_a_worker_whose_slots_are_taken_tells_what_it_works_on(h: Harness
             assert all(message["attempt"] == 1 and 0 <= message["seconds"] < 60 for message in messages)
             (answer,) = await scene.control.stats(timeout=PATIENCE, worker=scene.name, expect=1)
             told = answer.data["queues"][scene.service]
+            assert 0 <= told.pop("waited") < PATIENCE
             assert told == {"concurrency": 2, "running": 2, "taken": 2, "paused": []}
             assert answer.data["transport"]["status"] == "healthy"
             (answer,) = await scene.control.handlers(timeout=PATIENCE, worker=scene.name, expect=1)

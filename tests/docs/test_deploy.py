@@ -30,8 +30,9 @@ LONGEST = patience(25.0) + KILL_MARGIN
 
 def variables() -> set[str]:
     """What `busline worker` reads from its environment."""
-    worker = typer.main.get_command(app).commands["worker"]  # type: ignore[attr-defined]  # it is a group
-    return {str(each.envvar) for each in worker.params if each.envvar} | {"BUSLINE_URL"}
+    group: Any = typer.main.get_command(app)
+    options = [*group.params, *group.commands["worker"].params]
+    return {str(each.envvar) for each in options if each.envvar} | {"BUSLINE_URL"}
 
 
 def kubernetes() -> Mapping[str, Any]:

@@ -56,10 +56,12 @@ class Running:
 
     def until_ready(self, number: int = 1) -> list[int]:
         """Wait for `number` processes in all to have been ready; returns them."""
-        until(
-            lambda: len(self.pids) >= number,
-            f"{number} processes are ready: {self.out.read_text()}{self.err.read_text()}",
-        )
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"it has ended: {self.out.read_text()}{self.err.read_text()}"
+            return len(self.pids) >= number
+
+        until(ready, f"{number} processes are ready")
         return self.pids
 
     def logged(self, event: str) -> int:
