@@ -343,6 +343,7 @@ async def test_a_worker_goes_on_when_its_server_was_killed_and_is_there_again(mo
                         break
                     except Exception:  # whatever it is while it is away: it must end, and pass
                         await asyncio.sleep(0.2)
+            assert bus.transport.health().status == "healthy"  # the consumer of the queue that was deleted is history
     finally:
         server.stop()
 

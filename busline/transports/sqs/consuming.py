@@ -91,6 +91,12 @@ class SqsConsumer:
         if self._gone is not None:
             raise self._gone
 
+    def succeeded(self, queue: str) -> None:
+        """Somebody else consumes this queue: if it is ours, and was deleted, that is over."""
+        if self._gone is not None and self._terms.name == queue:
+            self.poller.stop()
+            self.poller.fault = ""
+
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> int:

@@ -124,6 +124,8 @@ class Poller:
         self.kick()
 
     def _tell(self, fault: str) -> None:
+        if self._stopped:
+            return  # what still comes back says nothing of how it is now
         if bool(fault) != bool(self.fault):
             self.since = time()
         self.fault = fault

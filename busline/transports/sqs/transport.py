@@ -192,6 +192,8 @@ class SqsTransport:
             is_meant=lambda letter: self._is_meant(queue, letter),
             on_close=self._consumers.remove,
         )
+        for each in self._consumers:
+            each.succeeded(queue)
         self._consumers.append(consumer)
         return consumer
 
