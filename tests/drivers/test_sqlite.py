@@ -135,6 +135,32 @@ async def test_sends_at_the_same_time_share_one_sync(path: Path, monkeypatch: py
         assert len(synced) == 1
 
 
+async def test_sends_at_the_same_time_share_syncs_though_the_ones_before_came_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", synced.append)
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        for number in range(10):
+            await transport.send(ToQueue("jobs"), job(str(number)))
+        synced.clear()
+        await asyncio.gather(*(transport.send(ToQueue("jobs"), job(str(n))) for n in range(50)))
+        assert len(synced) <= 2, "one of the first, which nobody was seen with, and one of the others"
+
+
+async def test_a_send_alone_that_the_file_does_not_take_fails_for_its_sender(path: Path) -> None:
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        for number in range(10):
+            await transport.send(ToQueue("jobs"), job(str(number)))
+        with pytest.raises(TransportError):
+            await transport.send(ToQueue("jobs"), Message("job", b"", meta="\ud800"))
+        await transport.send(ToQueue("jobs"), job("11"))
+        (stats,) = await transport.stats()
+        assert stats.ready == 11
+
+
 async def test_a_send_whose_sync_fails_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> None:
         raise OSError(5, "Input/output error")

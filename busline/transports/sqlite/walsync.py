@@ -37,6 +37,8 @@ class WalSync:
     """
 
     def __init__(self, database: str) -> None:
+        self.unsettled = 0
+        """How many wait."""
         self._path = database + "-wal"
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Sequence[Waiting] | None] = SimpleQueue()
@@ -50,6 +52,7 @@ class WalSync:
         """Settle them, in the loop, once what was committed until now cannot be lost."""
         if self._thread is None:
             self._start()
+        self.unsettled += len(committed)
         self._queue.put(committed)
 
     async def aclose(self) -> None:
@@ -78,6 +81,7 @@ class WalSync:
             self._ended.set_result(None)
         while self._synced:
             batch, error = self._synced.popleft()
+            self.unsettled -= len(batch)
             for waiting in batch:
                 waiting.settle(error)
 
