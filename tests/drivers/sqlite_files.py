@@ -29,7 +29,7 @@ async def main(path, what):
         print("holding", flush=True)
         await asyncio.Event().wait()
     while True:
-        for delivery in await consumer.receive(1):
+        for delivery in await consumer.receive(4 if what == "many" else 1):
             now = time.time()
             await consumer.ack(delivery)
             print(json.dumps([delivery.message.body.decode(), now]), flush=True)
@@ -92,3 +92,11 @@ def schema_of(path: Path) -> dict[str, set[str]]:
 
 def transport_files(path: Path, kind: str) -> list[Path]:
     return list(path.parent.glob(f"bus.db-run/*.{kind}"))
+
+
+async def is_idle(transport: SqliteTransport) -> bool:
+    """Do all consumers of the jobs wait for a wake-up?"""
+    with sqlite3.connect(transport.where) as db:
+        waiting = db.execute("SELECT min(waiting) FROM consumer").fetchone()[0]
+    db.close()
+    return bool(waiting)

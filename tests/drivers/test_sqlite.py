@@ -22,15 +22,7 @@ from busline.message import Message, ToQueue
 from busline.transports import from_url
 from busline.transports.sqlite import SqliteTransport
 
-from .sqlite_files import JOBS, eventually, job, line_of, opened, transport_files, worker
-
-
-async def is_idle(transport: SqliteTransport) -> bool:
-    """Do all consumers of the jobs wait for a wake-up?"""
-    with sqlite3.connect(transport.where) as db:
-        waiting = db.execute("SELECT min(waiting) FROM consumer").fetchone()[0]
-    db.close()
-    return bool(waiting)
+from .sqlite_files import JOBS, eventually, is_idle, job, line_of, opened, transport_files, worker
 
 
 async def test_the_file_is_in_wal_mode_and_a_send_has_synced_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """What happens to messages inside the one transaction of a loop tick: acks, inserts, promotion, claims, wake-ups.
 
-Wake-ups are precise. A claim that finds too few messages marks its process as waiting, in the same transaction; a
-transaction that makes n messages ready un-marks n waiting processes and, once committed, sends each a wake-up. Whoever
-is woken claims at least one message or passes the wake-up on. So nobody polls, and nobody is woken for nothing.
+Wake-ups are precise. A claim that finds too few messages marks its process as waiting, for how many, in the same
+transaction; a transaction that makes n messages ready un-marks as many waiting processes as take n and, once committed,
+sends each a wake-up. Whoever is woken claims what is there, and passes the wake-up on if that is more than it can take.
+So nobody polls, and hardly anybody is woken for nothing; whether those that were woken have come, see `Looks`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Ledger:
         self.acks: list[Delivery] = []
         """Settled by their handlers, and not yet deleted."""
         self.tell: Send = lambda process, queue, due: None
+        self.spared: Callable[[int], None] = lambda queue: None
+        """Not all that wait for messages of the queue were woken."""
         self._db = db
         self._lease = lease
         self._door = Door(db)
@@ -54,6 +57,8 @@ class Ledger:
         self._marked: set[Feed] = set()
         self._gone: list[Feed] = []
         self._frames: list[tuple[int, int, float]] = []
+        self._passed_on: set[int] = set()
+        self._spared: list[int] = []
 
     def has_work(self) -> bool:
         """Is there anything that a transaction would do on its own?"""
@@ -130,6 +135,10 @@ class Ledger:
         """`count` messages of the queue are ready by this transaction, or as many wake-ups may have been lost."""
         self._arrived[queue] = self._arrived.get(queue, 0) + count
 
+    def pass_on(self, queue: int) -> None:
+        """Wake one more process that waits for messages of the queue, whoever claims some in this transaction."""
+        self._passed_on.add(queue)
+
     def delayed(self, queue: int, due: float) -> None:
         """A message of the queue is delayed by this transaction."""
         self._delayed[queue] = min(due, self._delayed.get(queue, _FOREVER))
@@ -155,13 +164,17 @@ class Ledger:
             for feed in self.feeds.values():
                 self._serve(feed)
         for queue, count in self._arrived.items():
-            self._wake(queue, count, claim)
+            self._wake(queue, count - self._claimed_of(queue), claim)
+        for queue in self._passed_on:
+            self._wake(queue, 1, claim=False)
 
     def committed(self) -> None:
         """It is done: wake others, hand out what was claimed."""
         del self.acks[: self._acked]
         for frame in self._frames:
             self.tell(*frame)
+        for queue in self._spared:
+            self.spared(queue)
         for feed, due in self._promoted:
             feed.promoted(due)
         for feed in self._marked:
@@ -197,6 +210,8 @@ class Ledger:
         self._marked.clear()
         self._gone.clear()
         self._frames.clear()
+        self._passed_on.clear()
+        self._spared.clear()
 
     def _serve(self, feed: Feed) -> None:
         if feed.ripe:
@@ -228,7 +243,9 @@ class Ledger:
             rows.sort(key=_place)
             self._claimed.append((feed, self._without_late(feed.queue, rows, token, now), token, until))
         if len(rows) < wanted:
-            self._wait(feed)
+            self._wait(feed, wanted - len(rows))
+        elif self._db.execute(sql.PEEK_READY, (feed.queue,)).fetchone():
+            self.pass_on(feed.queue)
 
     def _without_late(self, queue: int, rows: list[Row], token: int, now: float) -> list[Row]:
         """Those that are still of use; the others, calls and expendable messages, are dropped.
@@ -242,18 +259,25 @@ class Ledger:
         self._db.execute(sql.DROP_LATE, (now, queue, SLICE))
         return [row for row in rows if (row[0], token) not in late]
 
-    def _wait(self, feed: Feed) -> None:
-        marked = self._db.execute(sql.SET_WAITING, (time.time(), feed.queue, self.process))
+    def _wait(self, feed: Feed, wanted: int) -> None:
+        marked = self._db.execute(sql.SET_WAITING, (wanted, feed.queue, self.process))
         if marked.rowcount:
             self._marked.add(feed)
         else:  # our row went together with the queue
             self._gone.append(feed)
 
+    def _claimed_of(self, queue: int) -> int:
+        return sum(len(rows) for feed, rows, _, _ in self._claimed if feed.queue == queue)
+
     def _wake(self, queue: int, count: int, claim: bool) -> None:
-        count -= sum(len(rows) for feed, rows, _, _ in self._claimed if feed.queue == queue)
+        """Processes that take so many, first those that take most: they have least to do. We come last."""
         if count <= 0:
             return
-        for (process,) in self._db.execute(sql.FIND_WAITING, (queue, self.process, count)).fetchall():
+        for process, wanted in self._db.execute(sql.FIND_WAITING, (queue, self.process, count + 1)).fetchall():
+            if count <= 0:
+                self._spared.append(queue)
+                return
+            count -= wanted
             self._db.execute(sql.SET_WAITING, (0, queue, process))
             if process != self.process:
                 self._frames.append((process, queue, 0.0))

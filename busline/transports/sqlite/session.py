@@ -10,7 +10,7 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from busline.errors import BuslineError, TransportClosed
 from busline.message import Delivery, Message
@@ -23,6 +23,7 @@ from busline.transports.sqlite.faults import as_transport_error
 from busline.transports.sqlite.inspection import Inspection
 from busline.transports.sqlite.ledger import Ledger
 from busline.transports.sqlite.liveness import RunFiles
+from busline.transports.sqlite.looking import Looks
 from busline.transports.sqlite.names import Names
 from busline.transports.sqlite.peers import Peers
 from busline.transports.sqlite.walsync import WalSync
@@ -56,6 +57,8 @@ class Session:
         self._inbox_numbers = itertools.count(1)
         self.watch = Watch(self)
         self.ledger.tell = self._tell
+        self.looks = Looks(db, lambda queue: self.engine.post(lambda: self.ledger.pass_on(queue)))
+        self.ledger.spared = self.looks.spared
 
     async def start(self) -> None:
         """Become visible to the other processes, and clear up after those that died. Raises OSError, sqlite3.Error."""
@@ -182,6 +185,8 @@ class Session:
         with contextlib.suppress(BuslineError, TimeoutError):
             async with asyncio.timeout(_LEAVING):
                 await self.engine.run(self._unregister)
+                if unlooked := self.looks.end():
+                    await self.engine.run(lambda: self._wake_all(unlooked))
         self.engine.close()
         self.peers.close()
         await self.sync.aclose()
@@ -192,6 +197,7 @@ class Session:
     def die(self) -> None:
         """End as SIGKILL would: locks, sockets and connection go, the file stays as it is."""
         self.engine.close()
+        self.looks.end()
         self._end_consumers()
         self.watch.abandon()
         self.sync.abandon()
@@ -213,6 +219,10 @@ class Session:
 
     def _unregister(self) -> None:
         forget_process(self.db, self.ledger, self.ledger.process, in_peace=True)
+
+    def _wake_all(self, queues: Collection[int]) -> None:
+        for queue in queues:
+            self.ledger.wake_all(queue)
 
     def _replied(self, inbox: int, message: Message) -> None:
         if on_reply := self._inboxes.get(inbox):

@@ -7,6 +7,7 @@ INSERT = (
     " expires, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 PEEK_READY = "SELECT 1 FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL LIMIT 1"
+PEEK_HEAD = "SELECT id FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL ORDER BY priority DESC, id LIMIT 1"
 CLAIM = (
     "UPDATE message SET token = ?, owner = ?, due = ?, deliveries = deliveries + 1 WHERE id IN ("
     " SELECT id FROM message INDEXED BY ready WHERE queue = ? AND due IS NULL ORDER BY priority DESC, id LIMIT ?)"
@@ -54,7 +55,9 @@ DROP_LATE = (
 )
 
 SET_WAITING = "UPDATE consumer SET waiting = ? WHERE queue = ? AND process = ?"
-FIND_WAITING = "SELECT process FROM consumer WHERE queue = ? AND waiting > 0 ORDER BY process = ?, waiting LIMIT ?"
+FIND_WAITING = (
+    "SELECT process, waiting FROM consumer WHERE queue = ? AND waiting > 0 ORDER BY process = ?, waiting DESC LIMIT ?"
+)
 PICK_TIMEKEEPER = "SELECT process FROM consumer WHERE queue = ? ORDER BY process = ? DESC, waiting DESC LIMIT 1"
 
 DELETE_READY = (
