@@ -164,6 +164,39 @@ async def test_a_send_whose_sync_fails_says_so(path: Path, monkeypatch: pytest.M
             await transport.send(ToQueue("jobs"), job("1"))
 
 
+async def test_after_a_sync_that_failed_nothing_is_durable_before_the_log_is_new(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel could not write, and takes for written, may be missing in the middle of the old one."""
+    failing = True
+
+    def sync(fd: int) -> None:
+        if failing:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("busline.transports.sqlite.walsync._RENEWAL", 0.1)
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        monkeypatch.setattr("busline.transports.sqlite.walsync._datasync", sync)
+        with pytest.raises(TransportError, match="Input/output error"):
+            await transport.send(ToQueue("jobs"), job("1"))
+        failing = False
+        with sqlite3.connect(path, isolation_level=None) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM message").fetchone()
+            with pytest.raises(TransportError, match="others have used the log"):
+                await transport.send(ToQueue("jobs"), job("2"))
+            reader.execute("COMMIT")
+        reader.close()
+        await transport.send(ToQueue("jobs"), job("3"))
+        shutil.copy(path, tmp_path / "without_log.db")
+        await transport.send(ToQueue("jobs"), job("4"))
+        assert os.stat(f"{path}-wal").st_size > 0, "and then all is as before"
+    copy = sqlite3.connect(tmp_path / "without_log.db")
+    assert copy.execute("SELECT body FROM message ORDER BY id").fetchall() == [(b"1",), (b"2",), (b"3",)]
+    copy.close()
+
+
 async def test_a_sleeping_worker_in_another_process_starts_at_once(path: Path) -> None:
     async with opened(path) as transport:
         await transport.attach(JOBS)

@@ -4,6 +4,9 @@ A commit with synchronous=NORMAL has written the log and not synced it. Syncing 
 without the write lock, makes it durable all the same: if the log was reset in between, the checkpoint that allowed
 that had synced both files.
 
+After a sync that failed, the kernel takes the pages that it could not write for written. What comes behind them in the
+log would be lost with them in a power cut, so nothing is durable before the log has been moved and begun anew.
+
 Nothing here, or anywhere on a send's way, asks for the log's status: a kernel that was asked for a file's time stamps
 gives the next write new ones, and where the file system has no journal the sync has to write those, too.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +25,8 @@ from typing import Protocol
 from busline.errors import BuslineError, OutcomeUnknown
 
 _datasync = getattr(os, "fdatasync", os.fsync)
+_RENEWAL = 5.0
+"""Seconds for which others may be in the way of a new log."""
 
 
 class Waiting(Protocol):
@@ -39,6 +45,7 @@ class WalSync:
     def __init__(self, database: str) -> None:
         self.unsettled = 0
         """How many wait."""
+        self._database = database
         self._path = database + "-wal"
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Sequence[Waiting] | None] = SimpleQueue()
@@ -47,6 +54,7 @@ class WalSync:
         self._ended = self._loop.create_future()
         self._ear = -1
         self._fd = -1
+        self._has_failed = False
 
     def submit(self, committed: Sequence[Waiting]) -> None:
         """Settle them, in the loop, once what was committed until now cannot be lost."""
@@ -117,7 +125,22 @@ class WalSync:
         try:
             if self._fd < 0:  # SQLite has the same file open until the transport is closed
                 self._fd = os.open(self._path, os.O_RDWR)
+            if self._has_failed:
+                self._renew()
             _datasync(self._fd)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
+            self._has_failed = True
             return OutcomeUnknown(f"{self._path} could not be synced to disk: {error}")
+        self._has_failed = False
         return None
+
+    def _renew(self) -> None:
+        """Move all that is in the log, and empty it."""
+        db = sqlite3.connect(self._database, timeout=_RENEWAL, isolation_level=None)
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            db.close()
+        if busy:
+            raise OSError(f"it failed before, and others have used the log for {_RENEWAL:g} s")
