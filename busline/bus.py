@@ -69,7 +69,7 @@ class Bus(Verbs):
     * `unknown_grace`: seconds for which a worker leaves a message of a topic it doesn't know to its siblings.
     * `max_clock_skew`: seconds by which the clocks of two machines may differ; nothing where all share one machine.
     * `control`: can its workers be asked and directed with `bus.control()`? True: yes, or they don't start; False: no;
-      None: those that `busline worker` starts, where the transport can, or there is a store.
+      None: those that `busline worker` starts, where the transport can, or there is a store; on SQS with `--control`.
     * `result_ttl`: seconds for which the result of a job is kept that has no idempotency key.
     """
 
@@ -245,7 +245,7 @@ class Bus(Verbs):
         on_message: Callable[[], None] | None = None,
         queues: Collection[str] | None = None,
         name: str | None = None,
-        control: bool = False,
+        control: bool | Literal["offered", "heeding"] | None = None,
     ) -> AsyncIterator[Worker]:
         """Consume every queue of this bus, opening the bus if it is not open.
 
@@ -254,7 +254,7 @@ class Bus(Verbs):
         share of every rate limit. `on_stuck` is told of a handler that cannot be ended; by default that is logged.
         `on_message` is called each time a message is taken, before it is handled; it must be quick and not raise.
         `queues` serves these alone, with `*` for anything. `name` is what operators call this worker, by default
-        `{service}@{host}`; `control` makes it reachable for them where the bus leaves that open.
+        `{service}@{host}`. `control`, if the bus leaves it open: can they ask it? "heeding": it keeps to pauses only.
         Raises ConfigurationError for whatever cannot be served, before anything is consumed.
         """
         if concurrency < 1 or prefetch < 1 or drain_timeout < 0:
@@ -289,13 +289,23 @@ class Bus(Verbs):
         services = self._services(self._open_session, None, None)
         return await recover(await self._open_session.jobs.store("recovering orphans"), self.plan(), services)
 
-    def _post(self, plan: Plan, services: Services, name: str | None, *, control: bool) -> Post | None:
-        if not (control if self._control is None else self._control):
+    def _post(
+        self,
+        plan: Plan,
+        services: Services,
+        name: str | None,
+        *,
+        control: bool | Literal["offered", "heeding"] | None,
+    ) -> Post | None:
+        if isinstance(control, bool) and self._control is not None and control != self._control:
+            raise ConfigurationError(f"this worker is told control={control}, and its bus says control={self._control}")
+        wanted = control if self._control is None else self._control
+        if not wanted:
             return None
         from busline.operated import Post
 
-        door = self._open_session.door
-        return Post(plan, services, door, name=name, instance=self._instance, needed=self._control is True)
+        reach = "needed" if wanted is True else wanted
+        return Post(plan, services, self._open_session.door, name=name, instance=self._instance, reach=reach)
 
     # -- within other programs ----------------------------------------------------------------------------------
 

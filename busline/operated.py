@@ -51,7 +51,8 @@ State = Literal["starting", "serving", "draining"]
 
 
 class Post:
-    """Made by the bus when a worker starts that is to be reached; `needed` refuses to start where that cannot be."""
+    """Made by the bus when a worker starts that operators look after. `reach`: can they ask it? "needed": it does not
+    start where they cannot, "offered": where they can, "heeding": no, but it keeps to what is on record."""
 
     def __init__(
         self,
@@ -61,14 +62,14 @@ class Post:
         *,
         name: str | None,
         instance: str,
-        needed: bool,
+        reach: Literal["needed", "offered", "heeding"],
     ) -> None:
         self._plan = plan
         self._services = services
         self._transport = services.transport
         self._door = door
         self._instance = instance
-        self._needed = needed
+        self._reach = reach
         self._service = plan.service
         self._host = socket.gethostname()
         self._name = name or f"{plan.service or 'worker'}@{self._host}"
@@ -83,12 +84,12 @@ class Post:
         ConfigurationError if this process is to be reached and cannot be."""
         self._queues, self._state = queues, state
         await self._keep_to_the_record()
-        if self._needed:
+        if self._reach == "needed":
             await self._listen()
 
     def start(self) -> None:
         """Be reachable from now on, beside the work."""
-        for run in (self._run, self._look_again):
+        for run in (self._look_again,) if self._reach == "heeding" else (self._run, self._look_again):
             self._tasks.append(asyncio.create_task(run(), name="busline control"))
 
     async def aclose(self) -> None:

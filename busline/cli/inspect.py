@@ -50,7 +50,7 @@ def ping(
     answers = _ask(url, store, lambda control: control.ping(timeout=timeout, worker=worker, expect=expect))
     rows = [(*_who(each), each.state, _span(each.at - each.started_at), each.version) for each in answers]
     _show(answers, as_json, ("WORKER", "PID", "STATE", "UP", "VERSION"), rows)
-    _check(answers, timeout, worker, expect)
+    _check(answers, url, timeout, worker, expect)
 
 
 @inspect.command()
@@ -70,7 +70,7 @@ def active(
         for told in each.data["messages"]
     ]
     _show(answers, as_json, ("WORKER", "PID", "QUEUE", "TOPIC", "ID", "ATTEMPT", "FOR"), rows)
-    _check(answers, timeout, worker, expect)
+    _check(answers, url, timeout, worker, expect)
 
 
 @inspect.command()
@@ -90,7 +90,7 @@ def stats(
         for name, told in each.data["queues"].items()
     ]
     _show(answers, as_json, ("WORKER", "PID", "QUEUE", "RUNNING", "CONCURRENCY", "TAKEN", "PAUSED"), rows)
-    _check(answers, timeout, worker, expect)
+    _check(answers, url, timeout, worker, expect)
 
 
 @inspect.command()
@@ -110,7 +110,7 @@ def handlers(
         for told in each.data["handlers"]
     ]
     _show(answers, as_json, ("WORKER", "PID", "TOPIC", "KIND", "QUEUE", "FUNCTION"), rows)
-    _check(answers, timeout, worker, expect)
+    _check(answers, url, timeout, worker, expect)
 
 
 def pause(
@@ -124,7 +124,7 @@ def pause(
     if as_json:
         show_json([asdict(each) for each in answers])
     else:
-        say(f"{queue} is paused in {_processes(answers)}; a worker that starts will keep to it")
+        say(f"{queue} is paused in {_processes(answers)}; {_others(answers)}a worker that starts will keep to it")
 
 
 def resume(
@@ -135,7 +135,7 @@ def resume(
     if as_json:
         show_json([asdict(each) for each in answers])
         return
-    say(f"{queue} is resumed in {_processes(answers)}")
+    say(f"{queue} is resumed in {_processes(answers)}{'' if answers else '; within a minute in those that run'}")
     for each in answers:
         if each.data["paused"]:
             say(f"still paused in {each.worker}/{each.pid}: {'; '.join(each.data['paused'])}")
@@ -156,7 +156,9 @@ def concurrency(
     """
     answers = _ask(url, store, lambda control: control.set_concurrency(queue, number, timeout=timeout, worker=worker))
     if not answers:
-        raise Failure(Exit.NO_HANDLER, f"no worker that serves {queue!r} answered within {timeout:g} s")
+        raise Failure(
+            Exit.NO_HANDLER, f"no worker that serves {queue!r} answered within {timeout:g} s; {_who_answers(url)}"
+        )
     if as_json:
         show_json([asdict(each) for each in answers])
     else:
@@ -182,15 +184,29 @@ def _show(answers: Sequence[Answer], as_json: bool, header: Sequence[str], rows:
         show_table(header, rows)
 
 
-def _check(answers: Sequence[Answer], timeout: float, worker: str | None, expect: int | None) -> None:
+def _check(answers: Sequence[Answer], url: str | None, timeout: float, worker: str | None, expect: int | None) -> None:
     wanted = expect or 1
     if len(answers) < wanted:
         whom = f"of {worker!r} " if worker else ""
         raise Failure(
             Exit.TIMEOUT,
-            f"{_processes(answers)} {whom}answered within {timeout:g} s, where {wanted} should have; workers answer "
-            "that busline worker has started, or whose bus has control=True",
+            f"{_processes(answers)} {whom}answered within {timeout:g} s, where {wanted} should have; "
+            f"{_who_answers(url)}",
         )
+
+
+def _who_answers(url: str | None) -> str:
+    if Bus(url).url.startswith("sqs:"):
+        return (
+            "on SQS workers answer that were started by busline worker --control (BUSLINE_CONTROL=1), or whose bus has "
+            "control=True"
+        )
+    return "workers answer that busline worker has started, or whose bus has control=True"
+
+
+def _others(answers: Sequence[Answer]) -> str:
+    """Those that did not answer look at the record by themselves, if `busline worker` has started them."""
+    return "" if answers else "one that runs will within a minute, "
 
 
 def _paused(told: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,7 @@ class Options:
     prefetch: int
     queues: tuple[str, ...]
     name: str | None
+    control: bool | None
     drain_timeout: float
     block_timeout: float | None
     max_messages: int | None
@@ -73,6 +74,8 @@ class Options:
             flag
             for flag, wanted in (
                 ("--announce", first),
+                ("--control", self.control is True),
+                ("--no-control", self.control is False),
                 ("-v", self.verbose),
                 ("--reports", self.reports),
                 ("--otel", self.otel),
@@ -113,6 +116,15 @@ Queues = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(envvar="BUSLINE_NAME", show_default="service@host", help="What busline inspect calls this worker."),
+]
+Reachable = Annotated[
+    bool | None,
+    typer.Option(
+        "--control/--no-control",
+        envvar="BUSLINE_CONTROL",
+        show_default="where it costs nothing: not on SQS",
+        help="Can busline inspect and the like reach the processes? If they have to, they start only then.",
+    ),
 ]
 DrainTimeout = Annotated[
     float,
@@ -187,6 +199,7 @@ def worker(
     prefetch: Prefetch = 1,
     queues: Queues = None,
     name: Name = None,
+    control: Reachable = None,
     drain_timeout: DrainTimeout = 25.0,
     block_timeout: BlockTimeout = None,
     max_messages_per_process: MaxMessages = None,
@@ -213,7 +226,7 @@ def worker(
     verbose = bool(context.parent and context.parent.params.get("verbose"))
     recycling = (max_messages_per_process, max_memory_per_process)
     reports = reports or health_port is not None
-    where_and_who = (app, concurrency, processes, prefetch, _names(queues), name)
+    where_and_who = (app, concurrency, processes, prefetch, _names(queues), name, control)
     options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports, otel)
     if lifeline is not None:  # the health port is its parent's
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
@@ -304,7 +317,7 @@ async def _consume(options: Options, bus: Bus, leaving: Leaving, news: Lifeline 
                 prefetch=options.prefetch,
                 queues=options.queues or None,
                 name=options.name,
-                control=not bus.url.startswith("sqs:"),  # where a queue for each process costs time and money
+                control=_reach(options, bus),
                 drain_timeout=options.drain_timeout,
                 rate_share=1 / max(1, options.processes),
                 on_stuck=leaving.stuck,
@@ -320,6 +333,14 @@ async def _consume(options: Options, bus: Bus, leaving: Leaving, news: Lifeline 
         leaving.left(exit_for(error))
         raise
     return leaving.left(leaving.code)
+
+
+def _reach(options: Options, bus: Bus) -> bool | Literal["offered", "heeding"]:
+    """On SQS a process that can be asked takes a queue, which is polled, and one of the 200 subscriptions with a filter
+    that SNS allows its topic, which subscribers need; so there somebody has to want it."""
+    if options.control is not None:
+        return options.control
+    return "heeding" if bus.url.startswith("sqs:") else "offered"
 
 
 @asynccontextmanager

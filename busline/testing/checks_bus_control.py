@@ -67,7 +67,7 @@ async def holding(h: Harness) -> AsyncIterator[Holding]:
 
 
 async def check_workers_answer_while_they_live_and_no_longer(h: Harness) -> None:
-    """One that has left and one that was killed are not among those that answer, without anything having to expire."""
+    """One that has left is not among those that answer, without anything having to expire."""
     async with holding(h) as scene:
         first, second = scene.bus(), scene.bus()
         async with first.worker(name=scene.name):

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from busline import Bus, Retry
@@ -18,6 +19,7 @@ from busline.cli.doctor.online import examine
 from busline.dead_letters import DeadLetters, Selection
 from busline.errors import ConfigurationError, QueueNotFound
 from busline.message import QueueSpec
+from busline.tails import tail_of
 from busline.testing.scenes import PATIENCE, eventually
 from busline.transports.sqs import SqsTransport, from_url, iam_policy
 from tests.aws_proxy import AwsProxy, refuse
@@ -66,7 +68,23 @@ class Shop:
         return bus
 
 
-async def work(shop: Shop, *, alone: bool) -> None:
+async def watch(bus: Bus) -> None:
+    """What `busline events` does."""
+    tail = await tail_of(bus.transport, None, frozenset({"busline.event.*.shop.work"}))
+
+    async def sees() -> bool:  # what nobody listened to is told from some seconds later on
+        await bus.send("shop.work", 1)
+        with anyio.move_on_after(1.0):
+            return bool((await tail.seen()).events)
+        return False
+
+    try:
+        await eventually(sees)
+    finally:
+        await tail.aclose()
+
+
+async def work(shop: Shop, *, alone: bool, may_pause: bool) -> None:
     """All that a worker does, and those who look after it."""
     bus = shop.bus(shop.url, alone=alone)
     async with AsyncExitStack() as stack:
@@ -75,6 +93,10 @@ async def work(shop: Shop, *, alone: bool) -> None:
             assert await bus.call("shop.work", 1) == 1
             control = await stack.enter_async_context(bus.control())
             assert len(await control.ping(timeout=PATIENCE, worker="here", expect=1)) == 1
+            await watch(bus)
+            if may_pause:
+                assert len(await control.pause("shop", timeout=PATIENCE, expect=1)) == 1
+                assert len(await control.resume("shop", timeout=PATIENCE, expect=1)) == 1
         await bus.send("shop.work", -1)
         await bus.publish("user.made", "ann")
         await eventually(lambda: sorted(shop.heard) == (["ann"] if alone else ["ann", "ann too"]))
@@ -133,7 +155,7 @@ async def test_what_a_worker_asks_for_is_what_its_policy_allows(proxy: AwsProxy,
     async with shop.bus(shop.url, listens_to="user.once", alone=True).worker():
         pass
     policy = policy_of(shop.bus(shop.url, alone=alone))
-    await work(shop, alone=alone)
+    await work(shop, alone=alone, may_pause=create == "true")
     await attach(shop.url, QueueSpec("shop.on_user", "shop"))  # it listens no more
     assert lacking(policy, proxy.rights) == []
     assert list(unused(policy, proxy.rights)) == []

@@ -19,6 +19,8 @@ from busline.cli.exits import Exit
 from busline.clock import SystemClock
 from busline.errors import TransportError
 from busline.message import Destination, Limits, Message, QueueStats
+from busline.stores.memory import MemoryStore, MemoryVault
+from busline.testing.harnesses import MemoryHarness, WithoutFanout
 from busline.transports.memory import MemoryBroker, MemoryTransport
 from process.commands import Folder
 from tests.aws_proxy import AwsProxy, refuse
@@ -139,6 +141,19 @@ async def test_a_worker_whose_clock_is_wrong_is_found(broker: MemoryBroker) -> N
     async with bus_at(broker, "orders.create", control=True, clock=Ahead()).worker():
         told = await found(bus_at(broker, "orders.create"), "clock_skew")
     assert "differs by +60" in told["clock_skew"].text or "differs by +59" in told["clock_skew"].text
+
+
+async def test_workers_are_asked_by_way_of_the_store_where_the_broker_cannot() -> None:
+    place, vault = WithoutFanout(MemoryHarness()), MemoryVault()
+
+    def bus(**options: Any) -> Bus:
+        bus = Bus(place.transport(), service="orders", store=MemoryStore(vault), **options)
+        bus.handler("orders.create")(nothing)
+        return bus
+
+    async with bus(control=True).worker():
+        await found(bus(), timeout=0.1)
+    await found(bus(), "no_workers")
 
 
 class Deaf(MemoryTransport):

@@ -130,6 +130,16 @@ def test_what_cannot_be_directed_is_said(folder: Folder) -> None:
     assert folder.run("concurrency", "work", "0").returncode == Exit.USAGE
 
 
+def test_a_worker_that_is_told_to_cannot_be_asked(folder: Folder) -> None:
+    folder.worker("app:bus", "--no-control").until_ready()
+    run = folder.run("inspect", "ping")
+    assert (run.returncode, "or whose bus has control=True" in run.stderr) == (Exit.TIMEOUT, True)
+    folder.write("closed", "from app import bus\nbus._control = False\n")
+    run = folder.run("worker", "closed:bus", "--control")
+    assert run.returncode == Exit.CONFIGURATION
+    assert "this worker is told control=True, and its bus says control=False" in run.stderr
+
+
 def test_a_worker_serves_the_queues_that_it_is_told_to(folder: Folder) -> None:
     worker = folder.worker("app:bus", "--queues", "work.on_*")
     reachable(folder, worker)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from busline.cli.exits import Exit
+from busline.storing import STORE_VARIABLE
 from process.commands import Folder, tail, until
 from tests.ministack import Ministack
 
@@ -97,8 +98,42 @@ async def hold(): ...
 """
 
 
+PLAIN = """
+from busline import Bus
+
+bus = Bus(service="work")
+
+@bus.handler("hold")
+async def hold(): ...
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_keeps_to_what_is_paused_and_answers_if_it_is_told_to_while_it_lives(shop: Folder) -> None:
+    """Over SNS; where nobody asked for it, it takes neither a queue for the process nor a subscription."""
+    shop.write("plain", PLAIN)
+    ping = ("inspect", "ping", "--worker", "blue")
+    silent = shop.worker("plain:bus", "--name", "blue")
+    silent.until_ready()
+    run = shop.run(*ping, "--timeout", "0.5")
+    assert (run.returncode, "busline worker --control (BUSLINE_CONTROL=1)" in run.stderr) == (Exit.TIMEOUT, True)
+    assert shop.run("pause", "work", "--timeout", "0.1").stdout == (
+        "work is paused in no processes; one that runs will within a minute, a worker that starts will keep to it\n"
+    )
+    silent.end()
+    worker = shop.worker("plain:bus", "--name", "blue", "--control")
+    worker.until_ready()
+    worker.until_logged("paused")
+    assert shop.run(*ping, "--expect", "1", "--timeout", "30").returncode == Exit.OK
+    assert shop.run("resume", "work", "--timeout", "10").stdout == "work is resumed in 1 process\n"
+    worker.end()
+    assert shop.run(*ping, "--timeout", "2").returncode == Exit.TIMEOUT, "who is dead does not answer"
+
+
 @pytest.mark.timeout(120)
-def test_workers_are_asked_by_way_of_the_store_where_sns_may_not_be_used(shop: Folder) -> None:
+def test_workers_are_asked_by_way_of_the_store_where_sns_may_not_be_used(
+    shop: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop.url += "&events=0"
     shop.write("held", HELD)
     store = ("--store", f"sqlite:///{shop.path}/store.db")
@@ -106,8 +141,11 @@ def test_workers_are_asked_by_way_of_the_store_where_sns_may_not_be_used(shop: F
     (pid,) = worker.until_ready()
     ping = ("inspect", "ping", "--worker", f"blue/{pid}", *store)
     assert shop.run(*ping, "--expect", "1", "--timeout", "30").returncode == Exit.OK
+    monkeypatch.setenv(STORE_VARIABLE, store[1])
+    assert "no_workers" not in shop.run("doctor", "held:bus", "--timeout", "30").stdout
     worker.end()
     assert shop.run(*ping, "--timeout", "0.1").returncode == Exit.TIMEOUT, "who is dead does not answer"
+    assert "no_workers" in shop.run("doctor", "held:bus", "--timeout", "30").stdout
 
 
 @pytest.mark.timeout(120)

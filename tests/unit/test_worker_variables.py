@@ -33,6 +33,8 @@ VALUES = {
 }
 """A value of each option, and another one."""
 FLAGS = ["--otel", "--reload"]
+SWITCHES = ["--control"]
+"""They can be off, too, which is not the same as nothing said."""
 
 
 @pytest.fixture
@@ -86,6 +88,22 @@ def test_a_variable_sets_its_flag(flag: str, led: list[dict[str, Any]], monkeypa
     assert given == inherited != default == refused
 
 
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_variable_turns_its_switch_on_and_off(
+    switch: str, led: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["worker", "app:bus"])
+    for given, value in ((switch, "1"), (switch.replace("--", "--no-"), "0")):
+        run(["worker", "app:bus", given])
+        monkeypatch.setenv(variable(switch), value)
+        run(["worker", "app:bus"])
+        monkeypatch.delenv(variable(switch))
+    default, on, turned_on, off, turned_off = led
+    assert on == turned_on != default
+    assert off == turned_off != default
+    assert on != off
+
+
 def test_no_option_is_without_a_variable_and_none_is_missing_here_or_in_the_documents() -> None:
     group: Any = typer.main.get_command(app)
     options = {
@@ -93,7 +111,7 @@ def test_no_option_is_without_a_variable_and_none_is_missing_here_or_in_the_docu
         for each in (*group.params, *group.commands["worker"].params)
         if each.param_type_name == "option" and not each.hidden and not {*each.opts} & {"--version", "--verbose"}
     }
-    assert options == {name: variable(name) for name in (*VALUES, *FLAGS)}
+    assert options == {name: variable(name) for name in (*VALUES, *FLAGS, *SWITCHES)}
     table = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     rows = re.findall(r"^\| `(--[a-z-]+)[^`]*` \| `(BUSLINE_\w+)` \|", table, re.MULTILINE)
     assert options == dict(rows)

@@ -90,7 +90,9 @@ ILLNESSES: dict[str, Illness] = {
     "dead_letters": Illness(
         "warning", "messages that failed for good and wait to be looked at", "busline dlq list QUEUE"
     ),
-    "no_workers": Illness("note", "no worker of the service answers", "start one: busline worker"),
+    "no_workers": Illness(
+        "note", "no worker of the service answers", "start one: busline worker, on SQS with --control"
+    ),
     "clock_skew": Illness(
         "warning",
         "a worker's clock that differs from this machine's by more than max_clock_skew, so calls are dropped or late",

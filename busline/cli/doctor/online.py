@@ -10,14 +10,17 @@ from functools import partial
 from busline.bus import Bus
 from busline.cli.doctor.findings import Finding, finding
 from busline.cli.doctor.offline import needing_store
-from busline.control import PAUSED, Control, doctors_queue
+from busline.control import PAUSED, doctors_queue
 from busline.errors import BuslineError, ConfigurationError, ConnectionLost, OutcomeUnknown, QueueNotFound
+from busline.lines import LATE
 from busline.message import Limits, Message, QueueSpec, QueueStats, ToQueue
 from busline.registry import DEAD_SUFFIX, Handler, Plan, QueuePlan
 from busline.transports.base import Examinable, Inspectable, Transport
 from busline.wire import Envelope, new_id
 
 Check = Callable[[], AsyncIterator[Finding]]
+ASKING = 1.0
+"""Seconds that workers have to answer."""
 
 
 async def examine(bus: Bus, plan: Plan, timeout: float) -> list[Finding]:
@@ -60,7 +63,7 @@ class _Examination:
     async def _attempt(self, name: str, check: Check) -> list[Finding]:
         found: list[Finding] = []
         try:
-            async with asyncio.timeout(self._timeout + 1.0):
+            async with asyncio.timeout(self._timeout + ASKING + LATE):
                 found += [each async for each in check()]
         except (BuslineError, TimeoutError) as error:
             lost = isinstance(error, ConnectionLost | OutcomeUnknown)
@@ -184,13 +187,15 @@ class _Examination:
     async def _workers(self) -> AsyncIterator[Finding]:
         allowed = 0.0 if self._transport.shared_clock else self._bus.settings.max_clock_skew
         try:
-            async with Control(self._transport, self._bus.clock) as control:
-                answers = [each for each in await control.ping(timeout=1.0) if each.service == self._bus.service]
+            async with self._bus.control() as control:
+                answers = [each for each in await control.ping(timeout=ASKING) if each.service == self._bus.service]
         except ConfigurationError:
-            # A transport that cannot ask them, or where no queue may be made for the answers; that is no illness.
+            # A transport that cannot ask them, or where no queue may be made for the answers, and no store either;
+            # that is no illness.
             return
         if not answers:
-            yield finding("no_workers", self._bus.service or "workers", "no worker of the service answered within 1 s")
+            text = f"no worker of the service answered within {ASKING:g} s"
+            yield finding("no_workers", self._bus.service or "workers", text)
         for answer in answers:
             if abs(answer.skew) > max(allowed, 1.0):
                 text = f"its clock differs by {answer.skew:+.1f} s from the one here; {allowed:g} s are allowed for"
