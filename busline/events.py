@@ -54,9 +54,9 @@ class Events:
         self.teller: Teller | None = None
         """Tells those who watch by way of the store; None while nobody ever did."""
 
-    def unheard(self, topic: str) -> bool:
-        """Nobody listens to what a worker tells of each message of `topic`: received, started, succeeded."""
-        return self._quiet.get(topic, 0.0) > self._now()
+    def heard(self, topic: str, now: float) -> bool:
+        """Somebody may listen to what a worker tells of each message of `topic`: received, started, succeeded."""
+        return self._quiet.get(topic, 0.0) <= now
 
     def emit(self, kind: str, topic: str, envelope: Envelope, **fields: Any) -> None:
         """`kind` ("event.started", "fault", …) happened to a message of `topic`; our own topics are left out."""

@@ -23,7 +23,7 @@ from busline.limits import FailureWindow
 from busline.message import Delivery, Limits
 from busline.observing import Outcome
 from busline.outcome import Effects, Fault, Release, Resend, RunAgain
-from busline.registry import Handler, QueuePlan
+from busline.registry import QueuePlan
 from busline.retry import NO_RETRY
 from busline.running import Runner
 from busline.services import Services
@@ -57,9 +57,10 @@ class Handling:
         self._plan = plan
         self._services = services
         self._now = services.clock.time
+        self._max_body_bytes = services.settings.max_body_bytes
         self._telemetry = services.telemetry
         self._emit = services.events.emit
-        self._unheard = services.events.unheard
+        self._heard = services.events.heard
         self._gate = gate
         self._first_seen: OrderedDict[str, float] = OrderedDict()
         breaker = plan.options.breaker
@@ -91,10 +92,11 @@ class Handling:
             self.waited = now - (envelope.due_at or envelope.sent_at)
             if self._telemetry.observer is not None:
                 self._telemetry.observer.received(delivery, envelope)
-            if not self._unheard(delivery.message.topic):
+            heard = self._heard(delivery.message.topic, now)
+            if heard:
                 self._emit("event.received", delivery.message.topic, envelope, queue=delivery.queue)
             admitted = outcome.admit(delivery, envelope, self._terms, now=now)
-            work = admitted or self._begin(delivery, envelope, consumer, now)
+            work = admitted or self._begin(delivery, envelope, consumer, now, heard)
             if isinstance(work, Work):
                 slot.work = work
                 if self._claims is not None and (envelope.key is not None or work.handler.idempotency is not None):
@@ -112,7 +114,9 @@ class Handling:
         effects = await claims.unrun(effects, delivery, envelope, handler, self._terms)
         await self._settlement.carry_out(effects, delivery, envelope, consumer)
 
-    def _begin(self, delivery: Delivery, envelope: Envelope, consumer: Consumer, now: float) -> Work | Effects:
+    def _begin(
+        self, delivery: Delivery, envelope: Envelope, consumer: Consumer, now: float, heard: bool
+    ) -> Work | Effects:
         """Admitted: find the handler and read the payload, or what to do instead."""
         handler = self._plan.find(delivery.message.topic)
         if self.unavailable:
@@ -120,17 +124,14 @@ class Handling:
             return outcome.unavailable(delivery, envelope, why=why, again_in=PARKED, now=now)
         if handler is None:
             return self._unknown_topic(delivery, envelope, now)
-        try:
-            payload = self._read(handler, delivery.message.body)
-        except (InvalidPayload, CodecError, MessageTooLarge) as error:
-            return self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
-        return Work(delivery, envelope, handler, consumer, payload, now)
-
-    def _read(self, handler: Handler, body: bytes) -> Any:
-        limit = self._services.settings.max_body_bytes
+        body, limit = delivery.message.body, self._max_body_bytes
         if len(body) > limit:
-            raise MessageTooLarge(len(body), limit)
-        return handler.binding.parse(body)
+            return self._unreadable(delivery, envelope, MessageTooLarge(len(body), limit), "too_large", now)
+        try:
+            payload = handler.binding.parse(body)
+        except (InvalidPayload, CodecError) as error:
+            return self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
+        return Work(delivery, envelope, handler, consumer, payload, now, heard)
 
     def _unreadable(
         self, delivery: Delivery, envelope: Envelope, error: Exception, reason: outcome.Reason, now: float
@@ -171,7 +172,7 @@ class Handling:
             if not await self._settlement.acked(work):
                 return
         while True:
-            if not self._unheard(delivery.message.topic):
+            if work.heard:
                 self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
             try:
                 body = await self._runner.run(work, slot)
@@ -201,10 +202,11 @@ class Handling:
         if work.held is not None:
             work.result = body
         self._telemetry.stats.handled += 1
-        self._end_span(work, "succeeded")
+        if work.span is not None:
+            self._end_span(work, "succeeded")
         if self._window is not None:
             self._record(self._window, failed=False)
-        if not self._unheard(work.delivery.message.topic):
+        if work.heard:
             self._emit("event.succeeded", work.delivery.message.topic, work.envelope)
         return outcome.succeeded(work.delivery, body)
 
@@ -319,8 +321,4 @@ def _with_claim(work: Work, effects: Effects) -> Effects:
     return claiming.succeeded(effects, work.result, outgoing, departures)
 
 
-_REASONS: dict[type[Exception], outcome.Reason] = {
-    InvalidPayload: "invalid",
-    CodecError: "undecodable",
-    MessageTooLarge: "too_large",
-}
+_REASONS: dict[type[Exception], outcome.Reason] = {InvalidPayload: "invalid", CodecError: "undecodable"}

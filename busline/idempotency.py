@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Literal
 
 import orjson
 
 from busline.codec import decode
 from busline.errors import CodecError, ConfigurationError
+from busline.structs import frozen
 from busline.wire import Envelope
 
 OnConflict = Literal["wait", "skip", "raise"]
@@ -26,7 +25,7 @@ class KeyMissing(Exception):
     """The message has no key where its handler expects one; the text says where."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Idempotency:
     """The effect of a handler happens once per key, however often the message is sent or delivered. Needs a store.
 
@@ -115,12 +114,18 @@ def scoped(queue: str, topic: str, key: str) -> str:
     full = f"{scope_of(queue)}/{_escaped(topic)}/{key}".encode(errors="replace")
     if len(full) <= MAX_KEY_BYTES:
         return full.decode()
-    return f"{scope_of(queue)}/sha256:{sha256(full).hexdigest()}"
+    return f"{scope_of(queue)}/sha256:{_sha256(full)}"
 
 
 def scope_of(queue: str) -> str:
     """What the keys of a queue, and of no other, have before their first "/"."""
     return _escaped(queue)
+
+
+def _sha256(text: bytes) -> str:
+    from hashlib import sha256  # imported when it is needed: it brings OpenSSL along
+
+    return sha256(text).hexdigest()
 
 
 def _escaped(name: str) -> str:
@@ -133,4 +138,4 @@ def fingerprint(topic: str, body: bytes) -> str:
         canonical = orjson.dumps(orjson.loads(body or b"null"), option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         canonical = body  # not JSON as orjson reads it; then only the same bytes are the same
-    return sha256(topic.encode(errors="replace") + b"\0" + canonical).hexdigest()
+    return _sha256(topic.encode(errors="replace") + b"\0" + canonical)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any, Literal, Protocol, TypeVar, overload
 
@@ -22,6 +22,7 @@ from busline.message import Destination, Message, ToQueue
 from busline.parcels import Parcel, pack, unpack
 from busline.routes import check_seconds
 from busline.stores.base import ClaimRecord, JobRecord, Store
+from busline.structs import frozen
 from busline.topics import RESERVED
 from busline.transports.base import Transport
 from busline.wire import decode_envelope
@@ -45,7 +46,7 @@ class Door(Protocol):
     async def open(self) -> Store: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Progress:
     """What a handler said of how far it is."""
 
@@ -75,7 +76,7 @@ class Progress:
             raise CodecError(f"what the store kept is no progress: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class JobInfo:
     """All that is known of a job at one moment."""
 
@@ -100,7 +101,7 @@ class JobInfo:
         return self.state in ENDED
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Tracking:
     """How a message is tracked as a job. Times are seconds."""
 

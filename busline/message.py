@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from busline.structs import value
+from busline.structs import struct, value
 
 NO_HEADERS: Mapping[str, str] = {}
 DIED = "busline-died"
@@ -14,7 +14,7 @@ DIED = "busline-died"
 (where it was before), and `at` (when, seconds since 1970)."""
 
 
-@dataclass(slots=True)
+@struct
 class Message:
     """What travels. A driver carries every field, or refuses by its `Limits`; it never looks into `body` or `meta`.
 

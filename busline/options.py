@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypedDict
 
 from busline.errors import ConfigurationError
 from busline.idempotency import Idempotency
 from busline.message import Binding
 from busline.retry import Retry
+from busline.structs import frozen
 
 Ack = Literal["late", "early"]
 Executor = Literal["thread", "process"]
@@ -22,7 +23,7 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)/([smh])")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Queue:
     """A queue of a handler's own. Without a name it is `{service}.{topic}`. Times are seconds.
 
@@ -65,7 +66,7 @@ def check_queue_name(name: str | None) -> str | None:
     return name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Check:
     """A health check that a queue requires: an async function that returns; False or an exception means down.
 
@@ -86,7 +87,7 @@ class Check:
         return getattr(self.function, "__name__", None) or repr(self.function)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Breaker:
     """Stops a queue in this process for `pause` seconds when at least `share` of what ended within the last `window`
     seconds failed, and at least `minimum` ended."""
@@ -149,7 +150,7 @@ class HandlerOptions(TypedDict, total=False):
     breaker: Breaker | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Options:
     """`HandlerOptions` with their defaults, checked. Raises ConfigurationError for what cannot be."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from anyio import CancelScope, move_on_after
 
@@ -11,6 +10,7 @@ from busline.errors import StoreUnavailable
 from busline.jobs import Job, Tracking, hand_over
 from busline.message import Destination, Message
 from busline.parcels import Parcel, pack
+from busline.structs import struct
 from busline.telemetry import log
 from busline.transports.base import Transport
 from busline.wire import decode_envelope
@@ -19,7 +19,7 @@ DROPPING = 5.0
 """Seconds that forgetting a job may take whose message could not be sent."""
 
 
-@dataclass(slots=True)
+@struct
 class Departure:
     """One message, validated and encoded, and where it goes; `to` is None for an event."""
 

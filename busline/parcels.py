@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from busline.errors import CodecError
 from busline.message import Destination, Message, ToQueue, ToTopic
+from busline.structs import struct
 
 _FIELDS = (*("topic", "meta", "headers", "correlation_id", "reply_to", "priority", "delay", "ttl", "expendable"),)
 
 
-@dataclass(slots=True)
+@struct
 class Parcel:
     """A message with its address; `to` is None for an event."""
 

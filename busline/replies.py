@@ -15,6 +15,7 @@ from busline.errors import (
 )
 from busline.message import Message
 from busline.registry import ErrorRegistry
+from busline.transports.base import Transport
 from busline.wire import decode_error, reply_status
 
 _KEY_ERRORS: dict[str, type[IdempotencyConflict] | type[IdempotencyMismatch]] = {
@@ -23,10 +24,10 @@ _KEY_ERRORS: dict[str, type[IdempotencyConflict] | type[IdempotencyMismatch]] = 
 }
 
 
-def result_of(reply: Message, topic: str, returns: Any, errors: ErrorRegistry, where: str) -> Any:
+def result_of(reply: Message, topic: str, returns: Any, errors: ErrorRegistry, transport: Transport) -> Any:
     """The result, as `returns` if that is given; raises what the handler raised, or CodecError."""
     if reply_status(reply) == "error":
-        raise error_of(reply.body, topic, errors, where)
+        raise error_of(reply.body, topic, errors, transport.where)
     if returns is None:
         return decode(reply.body)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Literal, Self
 
 from busline.errors import ConfigurationError
+from busline.structs import frozen
 
 JITTER = 0.25
 """Jitter only extends a delay, by up to this share of it: a policy's figure is a promise not to come earlier."""
@@ -16,7 +17,7 @@ JITTER = 0.25
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Verdict:
     """What a policy says about one failure."""
 
@@ -29,7 +30,7 @@ NOW = Verdict("now")
 END = Verdict("end")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Rule:
     """What a policy does about errors of some types, before its general rule."""
 
@@ -40,7 +41,7 @@ class Rule:
     """Give the message back, uncounted, and stop its queue in this process for so many seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Retry:
     """How often and when a failed message is tried again. Delays are seconds, counted from the failure.
 

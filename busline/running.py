@@ -89,8 +89,8 @@ class Runner:
         deadline = work.envelope.deadline
         if deadline is None:
             return 0
-        now = self._now()
-        return self._notices.add(work.delivery, now + min(LONG_CALL, (deadline - now) / 2))
+        left = (deadline - work.began_at) / 2
+        return self._notices.add(work.delivery, work.began_at + (left if left < LONG_CALL else LONG_CALL))
 
     def _set_limits(self, work: Work, slot: Cancellable) -> list[tuple[Alarm, int]]:
         now = self._now()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from busline.errors import Reject
 from busline.message import Delivery
 from busline.observing import Observer, Observers
+from busline.structs import struct
 from busline.wire import Envelope, printable, text_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("busline")
 
 
-@dataclass(slots=True)
+@struct
 class Stats:
     """Counters of one bus since it was made."""
 

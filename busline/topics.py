@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
 from busline.errors import ConfigurationError
+from busline.structs import frozen
 
 MAX_TOPIC_BYTES = 255
 """AMQP 0-9-1 routing keys are short strings; the strictest broker sets the limit for all."""
@@ -69,7 +69,7 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Topic(Generic[Req, Rep]):
     """A topic with the types of its payload and its reply, shared by both sides: `Topic("orders.create", Cmd, Order)`.
 

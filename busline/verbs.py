@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import ModuleType
@@ -42,6 +41,7 @@ from busline.signatures import (
     SendOptions,
 )
 from busline.storing import StoreDoor
+from busline.structs import struct
 from busline.telemetry import Telemetry
 from busline.topics import Topic, check_topic
 from busline.transports.base import Transport
@@ -59,7 +59,7 @@ Asking = Callable[..., Awaitable[Message]]
 """`Calls.ask`, or something around it."""
 
 
-@dataclass(slots=True)
+@struct
 class Session:
     """What exists while the bus is open."""
 
@@ -164,12 +164,12 @@ class Verbs(Router):
         now = self._clock.time()
         timeout, deadline = self._deadline(topic, timeout, now)
         check_topic(topic)
-        envelope = self._envelope(now)
-        envelope.deadline, envelope.key = deadline, idempotency_key
+        envelope = self._envelope(now, None, deadline)
+        envelope.key = idempotency_key
         request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
         session.events.emit("event.sent", topic, envelope)
-        reply = await self._ask(request, envelope, queue, timeout, deadline)
-        return result_of(reply, topic, returns, self._errors, session.transport.where)
+        reply = await self._ask(session.calls, request, envelope, queue, timeout, deadline)
+        return result_of(reply, topic, returns, self._errors, session.transport)
 
     @overload
     async def send(self, topic: Topic[Req, Any], payload: Req, **options: Unpack[SendOptions]) -> Job: ...
@@ -357,12 +357,12 @@ class Verbs(Router):
     def _job_of(self, envelope: Envelope, topic: str) -> Job:
         return Job(envelope.id, topic, self._open_session.jobs)
 
-    def _envelope(self, now: float, id: str | None = None) -> Envelope:
+    def _envelope(self, now: float, id: str | None = None, deadline: float | None = None) -> Envelope:
         """A new message's; within a handler it belongs to the conversation of the message that is handled."""
-        cause = CURRENT.get()
-        if cause is None:
-            return Envelope(id or new_id(), now)
-        return Envelope(id or new_id(), now, correlation_id=cause.correlation_id, causation_id=cause.id)
+        envelope, cause = Envelope(id or new_id(), now, 1, deadline), CURRENT.get()
+        if cause is not None:
+            envelope.correlation_id, envelope.causation_id = cause.correlation_id, cause.id
+        return envelope
 
     def _message(
         self,
@@ -395,9 +395,14 @@ class Verbs(Router):
         return departure
 
     def _ask(
-        self, request: Message, envelope: Envelope, queue: str | None, timeout: float, deadline: float
+        self,
+        calls: Calls,
+        request: Message,
+        envelope: Envelope,
+        queue: str | None,
+        timeout: float,
+        deadline: float,
     ) -> Awaitable[Message]:
-        calls = self._open_session.calls
         ask: Asking = calls.ask if envelope.key is None else calls.ask_again
         to, fallback = self._routes.to(request.topic, queue), self._routes.fallback
         if fallback is not None and type(to) is not ToQueue:

@@ -9,7 +9,7 @@ never guessed.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 import orjson
@@ -17,6 +17,7 @@ import orjson
 from busline.codec import decode, encode
 from busline.errors import CodecError
 from busline.message import Message
+from busline.structs import struct
 
 VERSION = 1
 MAX_ATTEMPT = 2**53
@@ -40,7 +41,7 @@ _unused_ids: list[str] = []
 os.register_at_fork(after_in_child=_unused_ids.clear)
 
 
-@dataclass(slots=True)
+@struct
 class Envelope:
     """What busline knows about one message, beside topic and body."""
 
@@ -103,21 +104,20 @@ class Envelope:
 
 
 _STRING, _NUMBER = frozenset({str}), frozenset({int, float})
-_ANY = frozenset({str, int, float, bool, dict, list, type(None)})
-_TYPES: dict[str, frozenset[type]] = {
-    "id": _STRING,
-    "sent": _NUMBER,
-    "attempt": frozenset({int}),
-    "deadline": _NUMBER,
-    "expires": _NUMBER,
-    "due": _NUMBER,
-    "correlation": _STRING,
-    "causation": _STRING,
-    "key": _STRING,
-    "replay": _STRING,
-    "failure": frozenset({dict}),
+_FIELDS: dict[str, tuple[str, frozenset[type]]] = {
+    "id": ("id", _STRING),
+    "sent": ("sent_at", _NUMBER),
+    "attempt": ("attempt", frozenset({int})),
+    "deadline": ("deadline", _NUMBER),
+    "expires": ("expires_at", _NUMBER),
+    "due": ("due_at", _NUMBER),
+    "correlation": ("correlation_id", _STRING),
+    "causation": ("causation_id", _STRING),
+    "key": ("key", _STRING),
+    "replay": ("replay", _STRING),
+    "failure": ("failure", frozenset({dict})),
 }
-"""What JSON makes of each field; a bool is no number here."""
+"""What each field is of an envelope, and what JSON makes of it; a bool is no number here."""
 
 
 def decode_envelope(message: Message, now: float) -> Envelope:
@@ -127,26 +127,18 @@ def decode_envelope(message: Message, now: float) -> Envelope:
     """
     if not message.meta:
         return Envelope(id=message.correlation_id or new_id(), sent_at=now)
-    fields = _fields(message.meta)
-    ident, attempt = fields.pop("id", None), fields.pop("attempt", 1)
-    if not ident or not 1 <= attempt <= MAX_ATTEMPT:
+    envelope = Envelope("", now)
+    for name, value in _fields(message.meta).items():
+        if name not in _FIELDS:
+            envelope.unknown[name] = value
+            continue
+        attribute, types = _FIELDS[name]
+        if type(value) not in types:
+            raise CodecError(f"{name!r} in the busline header is a {type(value).__name__}")
+        setattr(envelope, attribute, value)
+    if not envelope.id or not 1 <= envelope.attempt <= MAX_ATTEMPT:
         raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
-    key, replay = fields.pop("key", None), fields.pop("replay", None)
-    envelope = Envelope(
-        ident,
-        fields.pop("sent", now),
-        attempt,
-        fields.pop("deadline", None),
-        fields.pop("expires", None),
-        fields.pop("due", None),
-        fields.pop("correlation", ident),
-        fields.pop("causation", None),
-        fields.pop("failure", None),
-        fields,
-        key,
-        replay,
-    )
-    if fields or envelope.failure:
+    if envelope.unknown or envelope.failure:
         _check_nesting(envelope)
     return envelope
 
@@ -169,9 +161,6 @@ def _fields(meta: str) -> dict[str, Any]:
     version = fields.pop("v", None)
     if version != VERSION or version is True:
         raise CodecError(f"the busline header is of version {version!r}, this side reads {VERSION}")
-    for name, value in fields.items():
-        if type(value) not in _TYPES.get(name, _ANY):
-            raise CodecError(f"{name!r} in the busline header is a {type(value).__name__}")
     return fields
 
 

@@ -39,25 +39,26 @@ is no longer ours, somebody cancelled the job."""
 class Work:
     """One attempt, or several that follow each other at once. Made when a handler is about to run."""
 
-    __slots__ = (
-        "ack_again",
-        "began_at",
-        "consumer",
-        "delivery",
-        "drive",
-        "envelope",
-        "fault",
-        "handler",
-        "held",
-        "outbox",
-        "over",
-        "payload",
-        "requeue",
-        "result",
-        "settled",
-        "span",
-        "thread",
-    )
+    # What most attempts never change is the class's, which costs nothing when one is made.
+    drive: Drive | None = None
+    thread: ThreadRun | None = None
+    outbox: Outbox | None = None
+    settled = ""
+    """By what the message was settled already; "" = by nothing."""
+    requeue: tuple[bool, float] | None = None
+    """What `ctx.nack` asked for: requeue, delay."""
+    held: Held | None = None
+    """The claim on its idempotency key; None where it has none."""
+    result: bytes | None = None
+    """Of a handler that has returned."""
+    fault: Fault | None = None
+    """Of a handler that has raised."""
+    ack_again = False
+    """It was to be acked before it ran, and that failed: tried again when it has run."""
+    span: Any = None
+    """What the observer has begun with this attempt; None where nobody observes it."""
+    over = False
+    """Its outcome is known."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Work:
         consumer: Consumer,
         payload: Any = None,
         began_at: float = 0.0,
+        heard: bool = False,
     ) -> None:
         self.delivery = delivery
         self.envelope = envelope
@@ -75,25 +77,8 @@ class Work:
         self.payload = payload
         self.began_at = began_at
         """When its message was received."""
-        self.drive: Drive | None = None
-        self.thread: ThreadRun | None = None
-        self.outbox: Outbox | None = None
-        self.settled = ""
-        """By what the message was settled already; "" = by nothing."""
-        self.requeue: tuple[bool, float] | None = None
-        """What `ctx.nack` asked for: requeue, delay."""
-        self.held: Held | None = None
-        """The claim on its idempotency key; None where it has none."""
-        self.result: bytes | None = None
-        """Of a handler that has returned."""
-        self.fault: Fault | None = None
-        """Of a handler that has raised."""
-        self.ack_again = False
-        """It was to be acked before it ran, and that failed: tried again when it has run."""
-        self.span: Any = None
-        """What the observer has begun with this attempt; None where nobody observes it."""
-        self.over = False
-        """Its outcome is known."""
+        self.heard = heard
+        """Somebody listens to the events that every message of its topic has."""
 
     @property
     def acked(self) -> bool:

@@ -12,7 +12,7 @@ from busline.clock import Clock, SystemClock
 from busline.errors import ConfigurationError, MessageTooLarge, NoHandler, QueueNotFound
 from busline.message import Destination, Limits, Message, QueueSpec, ToTopic
 from busline.topics import matches
-from busline.transports.memory.queue import Queue, Stored, copy
+from busline.transports.memory.queue import Queue, Stored, apart, copy
 
 LEASE = 10.0
 """Seconds that a delivery stays with its receiver, unless the broker is told otherwise."""
@@ -26,9 +26,10 @@ _MACHINE = SystemClock()
 def check(messages: Iterable[Message]) -> None:
     """Raise `MessageTooLarge` or `ConfigurationError` for what no queue here takes."""
     for message in messages:
-        size = len(message.body) + len(message.meta.encode(errors="surrogatepass"))
-        if size > MAX_BYTES:
-            raise MessageTooLarge(size, MAX_BYTES)
+        if len(message.body) + 4 * len(message.meta) > MAX_BYTES:  # no character has more than four bytes
+            size = len(message.body) + len(message.meta.encode(errors="surrogatepass"))
+            if size > MAX_BYTES:
+                raise MessageTooLarge(size, MAX_BYTES)
         if not 0 <= message.priority <= PRIORITIES:
             raise ConfigurationError(f"priority {message.priority} is not one of the 0 to {PRIORITIES} of memory://")
 
@@ -189,7 +190,7 @@ class MemoryBroker:
         on_reply = self._inboxes.get(address)
         if on_reply is None:
             return False
-        on_reply(copy(message))
+        on_reply(apart(message))
         return True
 
 

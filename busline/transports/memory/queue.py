@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
@@ -21,6 +21,11 @@ from busline.message import Delivery, Message, QueueSpec, QueueStats
 
 SPREAD = 4
 """How far from the head of its lane a message may be picked: no order is promised, so none is kept."""
+
+
+def apart(message: Message) -> Message:
+    """What is handed out again and again: nobody changes a message, and only its headers could be changed."""
+    return copy(message) if message.headers else message
 
 
 def copy(message: Message) -> Message:
@@ -114,7 +119,7 @@ class Ready:
         self._random = random
         self.size = 0
 
-    def push(self, stored: Stored, *, front: bool = False) -> None:
+    def push(self, stored: Stored, front: bool = False) -> None:
         lane = self._lanes.get(stored.message.priority)
         if lane is None:
             lane = self._open_lane(stored.message.priority)
@@ -174,17 +179,16 @@ class Queue:
         self._sequence = count()
         self._alarm = _Alarm(clock, self._on_time)
 
-    def admit(self, messages: Iterable[Message]) -> None:
+    def admit(self, messages: Sequence[Message]) -> None:
         """Raise what speaks against a send of these messages: `ConfigurationError`, `QueueFull`."""
-        highest = self.spec.max_priority
-        number = 0
-        for message in messages:
-            number += 1
-            if highest is not None and message.priority > highest:
-                raise ConfigurationError(
-                    f"priority {message.priority} is above the max_priority {highest} of queue {self.spec.name!r}"
-                )
-        self.check_room(number)
+        spec = self.spec
+        if spec.max_priority is not None:
+            for message in messages:
+                if message.priority > spec.max_priority:
+                    where = f"the max_priority {spec.max_priority} of queue {spec.name!r}"
+                    raise ConfigurationError(f"priority {message.priority} is above {where}")
+        if spec.max_length is not None:
+            self.check_room(len(messages))
 
     def check_room(self, number: int) -> None:
         """Raise `QueueFull` if not so many more may wait."""
@@ -200,7 +204,10 @@ class Queue:
             message = stored.message
             if message.expendable and message.ttl is not None:
                 stored.expires = self._clock.time() + message.ttl
-            self.place(stored, stored.message.delay)
+            if message.delay > 0.0 or stored.expires < inf:
+                self.place(stored, message.delay)
+            else:
+                self._ready.push(stored)
         if self._waiters:
             self._dispatch()
 
@@ -212,7 +219,7 @@ class Queue:
             heappush(self._delayed, (due, next(self._sequence), stored))
             self._alarm.at(due)
         else:
-            self._ready.push(stored, front=front)
+            self._ready.push(stored, front)
 
     def _is_kept(self, stored: Stored) -> bool:
         if stored.expires <= self._clock.time():
@@ -238,12 +245,11 @@ class Queue:
         """Lease to `share` what it may have now; maybe nothing."""
         if self._next_end < inf:
             self.expire()
-        return self._lease_out(share, most)
+        return self._lease_out(share, most) if self._ready.size and share.room > 0 else []
 
     def _lease_out(self, share: Share, most: int) -> list[Delivery]:
+        """There is something ready, and room."""
         ready = self._ready
-        if not ready.size or share.room <= 0:
-            return []
         until = self._clock.time() + self._lease
         if until < self._alarm.due:
             self._alarm.at(until)
@@ -257,7 +263,7 @@ class Queue:
         stored.deliveries += 1
         stored.share = share
         stored.until = until
-        stored.delivery = Delivery(copy(stored.message), self.spec.name, stored, stored.deliveries, until)
+        stored.delivery = Delivery(apart(stored.message), self.spec.name, stored, stored.deliveries, until)
         self._leased[stored] = None
         share.room -= 1
         return stored.delivery

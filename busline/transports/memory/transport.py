@@ -12,6 +12,7 @@ from busline.transports.memory.queue import Queue, Share, Stored, copy
 
 BREATH = 16
 """Of so many messages that were there already, one lets the loop turn first, as reading a socket would."""
+CLOSED = "this consumer was closed"
 
 
 class MemoryConsumer:
@@ -28,20 +29,22 @@ class MemoryConsumer:
 
     def _check(self) -> None:
         if self.closed:
-            raise TransportClosed("this consumer was closed")
+            raise TransportClosed(CLOSED)
 
     async def receive(self, max_messages: int) -> Sequence[Delivery]:
         if self._in_a_row == BREATH:
             self._in_a_row = 0
             await asyncio.sleep(0)
-        self._check()
+        if self.closed:
+            raise TransportClosed(CLOSED)
         if claimed := self._queue.claim(self._share, max_messages):
             self._in_a_row += 1
             return claimed
         self._in_a_row = 0
         self._queue.check_exists()
         assigned = await self._queue.wait(self._share, max_messages)
-        self._check()  # closed after they were assigned: they went back with the rest
+        if self.closed:
+            raise TransportClosed(CLOSED)  # closed after they were assigned: they went back with the rest
         return assigned
 
     async def resize(self, slots: int) -> Sequence[Delivery]:
@@ -52,7 +55,8 @@ class MemoryConsumer:
         return ()
 
     async def ack(self, *deliveries: Delivery, confirm: bool = False) -> None:
-        self._check()
+        if self.closed:
+            raise TransportClosed(CLOSED)
         if not self._queue.ack(*deliveries) and confirm:
             raise LeaseLost(f"a message of queue {self._queue.spec.name!r} was no longer ours when it was acked")
 
@@ -73,7 +77,7 @@ class MemoryConsumer:
         """Stop, and give nothing back."""
         self.closed = True
         self._share.room = 0
-        self._queue.leave(self._share, lambda: TransportClosed("this consumer was closed"))
+        self._queue.leave(self._share, lambda: TransportClosed(CLOSED))
 
 
 class MemoryInbox:
