@@ -24,6 +24,7 @@ from busline.cli.leaving import Leaving, patience
 from busline.cli.lifeline import READY, RETIRING, Lifeline
 from busline.cli.load import load_bus
 from busline.cli.logs import Level, chosen, configure
+from busline.cli.loops import Loop, factory_of
 from busline.cli.probes import Probes
 from busline.cli.recycling import MEGABYTE, Recycling
 from busline.cli.reloading import python_files
@@ -54,6 +55,7 @@ class Options:
     reports: bool
     """Each process tells how it is."""
     otel: bool
+    loop: Loop
 
     def child_command(self, lifeline: int, first: bool) -> list[str]:
         """The command that runs one of the processes, which ends when the stream `lifeline` does."""
@@ -67,6 +69,7 @@ class Options:
             "--block-timeout": self.block_timeout,
             "--max-messages-per-process": self.max_messages,
             "--max-memory-per-process": self.max_memory,
+            "--loop": self.loop.value,
             "--lifeline": lifeline,
         }
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
@@ -189,6 +192,12 @@ Otel = Annotated[
         help="Trace with OpenTelemetry, set up by the app or else by the OTEL_* variables.",
     ),
 ]
+EventLoop = Annotated[
+    Loop,
+    typer.Option(
+        "--loop", envvar="BUSLINE_LOOP", help="Whose event loop; auto: uvloop's where it is installed, else asyncio's."
+    ),
+]
 
 
 def worker(
@@ -207,6 +216,7 @@ def worker(
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
     otel: Otel = False,
+    loop: EventLoop = Loop.AUTO,
     reload: Reload = False,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     leader: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -227,7 +237,8 @@ def worker(
     recycling = (max_messages_per_process, max_memory_per_process)
     reports = reports or health_port is not None
     where_and_who = (app, concurrency, processes, prefetch, _names(queues), name, control)
-    options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports, otel)
+    options = Options(*where_and_who, drain_timeout, block_timeout, *recycling, level, verbose, reports, otel, loop)
+    factory_of(loop)  # or say what is missing
     if lifeline is not None:  # the health port is its parent's
         raise typer.Exit(_serve(options, Lifeline(lifeline), lifeline, announce=announce))
     board = Board(processes)
@@ -278,7 +289,8 @@ def _serve(options: Options, news: Lifeline | Direct, lifeline: int | None, *, a
     if announce:
         _announce(options, bus, plan)
     try:
-        return asyncio.run(_consume(options, bus, leaving, news))
+        with asyncio.Runner(loop_factory=factory_of(options.loop)) as runner:
+            return runner.run(_consume(options, bus, leaving, news))
     except asyncio.CancelledError:
         if not leaving.requests:
             raise

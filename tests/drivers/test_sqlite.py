@@ -76,7 +76,7 @@ async def test_what_is_synced_is_the_log_that_is_written_whatever_lies_in_its_pl
 
 
 async def test_a_send_asks_for_no_time_stamp_of_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After which a sync would write the next one, too: half as much time again where there is no journal."""
+    """After which a sync would write the next one, too: one more write where there is no journal."""
     asked: list[object] = []
 
     def noting(ask: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:

@@ -15,6 +15,7 @@ from busline.cli.app import run, split
 from busline.cli.describe import plan_of
 from busline.cli.exits import Exit, Failure, exit_for, legend
 from busline.cli.logs import EventFormatter
+from busline.cli.loops import Loop, factory_of
 from busline.cli.supervisor import BackOff
 from busline.cli.verbs import Tally, read_headers, read_payload
 from busline.errors import (
@@ -264,3 +265,11 @@ def test_a_log_line_names_its_event() -> None:
     assert EventFormatter().format(record).endswith(f"INFO    [{record.process}] busline: it works")
     record.event = "retried"
     assert EventFormatter().format(record).endswith("] retried: it works")
+
+
+def test_without_uvloop_the_loop_is_asyncios(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert factory_of(Loop.AUTO) is not None
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not installed
+    assert factory_of(Loop.AUTO) is None
+    with pytest.raises(Failure, match=r"pip install 'busline\[uvloop\]'"):
+        factory_of(Loop.UVLOOP)

@@ -28,6 +28,7 @@ VALUES = {
     "--max-memory-per-process": ("300", "400"),
     "--health-port": ("8100", "8101"),
     "--health-host": ("::1", "0.0.0.0"),
+    "--loop": ("asyncio", "uvloop"),
     "--log-level": ("error", "debug"),
     "--log-format": ("json", "text"),
 }
