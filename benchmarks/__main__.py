@@ -25,6 +25,7 @@ from benchmarks.measure import Figure, calls_between_processes, calls_in_process
 from benchmarks.peers import run as peers
 from benchmarks.sides import sides
 from benchmarks.stores import claims, stores
+from busline.cli.loops import Loop, factory_of
 
 Scenario = tuple[str, Callable[[str], Awaitable[Figure]]]
 
@@ -38,6 +39,7 @@ def scenarios(scale: float) -> list[Scenario]:
     return [
         ("memory", lambda url: calls_in_process(url, n(5_000), 1)),
         ("memory", lambda url: calls_in_process(url, n(20_000), 64)),
+        ("memory on uvloop", lambda url: calls_in_process(url, n(20_000), 64)),
         ("sqlite", lambda url: calls_between_processes(url, n(2_000), 1)),
         ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64)),
         ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64, 4)),
@@ -47,11 +49,19 @@ def scenarios(scale: float) -> list[Scenario]:
     ]
 
 
-async def run(transport: str, scenario: Callable[[str], Awaitable[Figure]]) -> Figure:
-    """One run on a broker of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        url = "memory://" if transport == "memory" else f"sqlite:///{folder}/bench.db"
-        return await scenario(url)
+def run(transport: str, scenario: Callable[[str], Awaitable[Figure]]) -> Figure:
+    """One run on a broker of its own, and on an event loop of its own: asyncio's, or uvloop's."""
+    broker, _, loop = transport.partition(" on ")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        asyncio.Runner(loop_factory=factory_of(Loop(loop or "asyncio"))) as runner,
+    ):
+        url = "memory://" if broker == "memory" else f"sqlite:///{folder}/bench.db"
+        return runner.run(_once(scenario(url)))
+
+
+async def _once(figure: Awaitable[Figure]) -> Figure:
+    return await figure
 
 
 def median(figures: list[Figure]) -> dict[str, object]:
@@ -120,7 +130,7 @@ def own(runs: int, scale: float) -> list[dict[str, object]]:
     taken: list[list[Figure]] = [[] for _ in chosen]
     for number in range(runs):
         for figures, (transport, scenario) in zip(taken, chosen, strict=True):
-            figures.append(asyncio.run(run(transport, scenario)))
+            figures.append(run(transport, scenario))
             print(f"run {number + 1}/{runs}: {transport} {figures[-1].scenario}", file=sys.stderr)
     rows = [{"transport": chosen[i][0], **median(figures)} for i, figures in enumerate(taken)]
     show(rows, runs)

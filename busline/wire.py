@@ -138,6 +138,7 @@ def decode_envelope(message: Message, now: float) -> Envelope:
         setattr(envelope, attribute, value)
     if not envelope.id or not 1 <= envelope.attempt <= MAX_ATTEMPT:
         raise CodecError(f"the busline header has no id, or an attempt that is not 1 to {MAX_ATTEMPT}")
+    envelope.correlation_id = envelope.correlation_id or envelope.id
     if envelope.unknown or envelope.failure:
         _check_nesting(envelope)
     return envelope
