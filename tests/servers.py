@@ -32,8 +32,9 @@ START_TIMEOUT = 90.0
 class Rabbit:
     """A private RabbitMQ node. It may be killed, stopped, frozen and started again, with its data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vhosts: int = VHOSTS) -> None:
         self._folder = folder
+        self._vhosts = vhosts
         ports = folder / "ports"
         if not ports.exists():
             ports.write_text(json.dumps(free_ports(4)))
@@ -161,8 +162,8 @@ class Rabbit:
 
     def _more_vhosts(self) -> list[str]:
         made = self._read("made", 0)
-        names = [f"empty{made + number}" for number in range(VHOSTS)]
-        (self._folder / "made").write_text(json.dumps(made + VHOSTS))
+        names = [f"empty{made + number}" for number in range(self._vhosts)]
+        (self._folder / "made").write_text(json.dumps(made + self._vhosts))
         (self._folder / "unused").write_text(json.dumps(names))
         return names
 
@@ -194,7 +195,7 @@ class Rabbit:
 def start_rabbit() -> Rabbit:
     """A new node. Skips the test where there is no RabbitMQ and it cannot be installed; fails instead in CI."""
     _need_rabbit()
-    rabbit = Rabbit(_new_folder())
+    rabbit = Rabbit(_new_folder(), vhosts=4)  # each of them makes a start longer
     try:
         rabbit.configure()
         rabbit.start()

@@ -62,7 +62,7 @@ app.router.add_get("/double/{number}", double)
 if __name__ == "__main__":
     web.run_app(app, host="127.0.0.1", port=int(os.environ["PORT"]), access_log=None)
 """
-RATE = 125
+RATE = 50
 """Requests a second to each of the two; fewer where the machine has no more to give."""
 AT_ONCE = 60
 """Requests that may wait at each of the two."""

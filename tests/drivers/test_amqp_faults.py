@@ -32,6 +32,8 @@ PATIENT_TIMEOUT = 20.0
 """Seconds for calls that may be asked again."""
 LATE = 0.5
 """Seconds after its deadline at which a call has ended."""
+HANDLING = 0.05
+"""Seconds that a call is handled: each caller has one in flight at any time, and a processor is left for the broker."""
 RECOVERY = 5.0
 """Seconds after which calls flow again, counted from when the fault is over."""
 
@@ -124,6 +126,7 @@ async def load(url: str, callers: int = 8) -> AsyncIterator[Ledger]:
 
     @worker_bus.handler(f"{service}.echo")
     async def echo(number: int) -> int:
+        await asyncio.sleep(HANDLING)
         return number
 
     @worker_bus.handler(f"{service}.job")
