@@ -118,3 +118,13 @@ def test_thousands_of_samples_do_not_hold_up_what_is_told_of_health(shop: Folder
     probes.until_counted('shop_items_sold_total{kind="kind 19999 of very many"}', 1)
     for _ in range(100):
         assert probes.reasons == []
+
+
+def test_without_its_extra_the_page_says_what_to_install_and_the_probes_go_on(folder: Folder) -> None:
+    (folder.path / "prometheus_client.py").write_text("raise ImportError('as if it were not installed')")
+    probes = Probes(folder.worker("app:bus", "--health-port", "0"))
+    until(lambda: probes.reasons == [], "it is ready")
+    status, page = probes.ask("/metrics")
+    assert status == 501
+    assert b"busline[prometheus]" in page
+    assert probes.ask("/livez")[0] == 200
