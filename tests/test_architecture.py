@@ -95,6 +95,7 @@ CLIENT_LIBRARIES = {
 THIRD_PARTY = {"anyio", "orjson", "pydantic", "pydantic_core"}
 EDGE_THIRD_PARTY = THIRD_PARTY | {"rich", "typer", "click", "watchfiles"}
 INTEGRATED = {
+    "cli.loops": {"uvloop"},
     "depends": {"fast_depends"},
     "injection": {"fast_depends"},
     "integrations.aiohttp": {"aiohttp"},
