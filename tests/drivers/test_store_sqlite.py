@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,33 @@ async def test_a_full_disk_is_told_and_loses_nothing(path: Path, monkeypatch: py
         assert results[1] is None, "one that fails takes nobody with it"
         assert await store.claim("kept", "", lease=LONG, ttl=LONG) == Completed(b"small", b"")
         await store.complete(full, b"smaller", b"", ttl=LONG)
+
+
+async def test_after_a_sync_that_failed_nothing_is_durable_before_the_log_is_new(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel could not write, and takes for written, may be missing in the middle of the old one."""
+    failing = True
+
+    def sync(fd: int) -> None:
+        if failing:
+            raise OSError(5, "Input/output error")
+
+    async with opened(path) as store:
+        monkeypatch.setattr("busline.stores.sqlite.desk._datasync", sync)
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            await store.complete(await take(store, "first"), b"1", b"", ttl=LONG)
+        failing = False
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM busline_claim").fetchone()
+            with pytest.raises(StoreUnavailable, match="others use the log"):
+                await store.complete(await take(store, "second"), b"2", b"", ttl=LONG)
+        await store.complete(await take(store, "third"), b"3", b"", ttl=LONG)
+        shutil.copy(path, tmp_path / "without_log.db")
+    async with opened(tmp_path / "without_log.db") as copied:
+        for key, result in (("first", b"1"), ("second", b"2"), ("third", b"3")):
+            assert await copied.claim(key, "", lease=LONG, ttl=LONG) == Completed(result, b"")
 
 
 @pytest.mark.parametrize("store_first", [True, False])

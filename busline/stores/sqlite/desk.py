@@ -73,6 +73,9 @@ class Syncer:
     """Makes durable what was committed to the file, by whichever connection. For any thread, one at a time, and to be
     closed with the connection that keeps the log where it is.
 
+    After a sync that failed, the kernel takes what it could not write for written, so that the next one would succeed
+    behind a hole in the log: the log is moved into the database and begun anew before.
+
     It never asks for the log's status: a kernel that was asked for a file's time stamps gives the next write new ones,
     and where the file system has no journal the sync has to write those, too.
     """
@@ -80,18 +83,30 @@ class Syncer:
     def __init__(self, path: str) -> None:
         self._path = path + "-wal"
         self._fd = -1
+        self._has_failed = False
 
-    def sync(self) -> None:
-        """Raises OSError."""
+    def sync(self, db: sqlite3.Connection) -> None:
+        """Raises OSError, sqlite3.Error. `db` is in no transaction."""
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_RDWR)
+        self._has_failed, had_failed = True, self._has_failed
+        if had_failed:
+            _renew(db)
         _datasync(self._fd)
+        self._has_failed = False
 
     def close(self) -> None:
         """Let go of the log."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _renew(db: sqlite3.Connection) -> None:
+    """Move all that is in the log, from memory, and empty it."""
+    (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise OSError("a sync of the log failed before, and others use the log")
 
 
 class Desk:
@@ -179,7 +194,7 @@ class Desk:
                 except sqlite3.Error as its_own:
                     self._refuse([operation], its_own)
         if any(operation.durable and operation.error is None for operation in batch):
-            self._sync(batch)
+            self._sync(db, batch)
 
     def _transaction(self, db: sqlite3.Connection, batch: Sequence[Operation]) -> None:
         if any(operation.writes for operation in batch):
@@ -198,10 +213,10 @@ class Desk:
             if db.in_transaction:
                 db.execute("ROLLBACK")
 
-    def _sync(self, batch: Sequence[Operation]) -> None:
+    def _sync(self, db: sqlite3.Connection, batch: Sequence[Operation]) -> None:
         try:
-            self._syncer.sync()
-        except OSError as error:
+            self._syncer.sync(db)
+        except (OSError, sqlite3.Error) as error:
             for operation in batch:
                 if operation.durable and operation.error is None:
                     operation.error = unavailable(error, self._path)

@@ -232,7 +232,7 @@ class SqliteStore:
     def _commit(self, db: sqlite3.Connection) -> None:
         try:
             db.execute("COMMIT")
-            self._syncer.sync()
+            self._syncer.sync(db)
         except (sqlite3.Error, OSError) as error:
             raise unavailable(error, self._path) from error
 
