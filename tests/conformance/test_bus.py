@@ -16,12 +16,17 @@ from .stores import THOROUGH
 
 TRANSPORTS = ("memory", "sqlite", "amqp-quorum", "amqp-classic", "sqs", "sqs-fifo")
 BRIEF = ("bus_calls.", "bus_jobs.")
+LONG = ("many_", "a_sibling_that_lacks")
+"""In the names of those among them that are left out, too; what one worker has given back for others the emulator gives
+to the same one again and again, as both ask in step."""
 
 CASES = [
     pytest.param(check, harness, id=f"{name(check)}-{harness}")
     for check in all_bus_checks()
     for harness in TRANSPORTS
-    if THOROUGH or harness != "sqs-fifo" or (name(check).startswith(BRIEF) and "many_" not in name(check))
+    if THOROUGH
+    or harness != "sqs-fifo"
+    or (name(check).startswith(BRIEF) and not any(part in name(check) for part in LONG))
 ]
 
 

@@ -177,7 +177,7 @@ async def test_a_store_that_is_needed_and_missing_or_away_is_found(broker: Memor
     _, told = offline.examine(bus)
     assert [(each.code, each.about) for each in told] == [("no_store", "nothing")]
     bus = bus_at(broker, "orders.create", store=f"sqlite:///{tmp_path}/no/such/folder/store.db")
-    await found(bus, "store_unreachable", "queue_missing", "no_workers")
+    await found(bus, "store_unreachable", "queue_missing")  # there may be workers who listen there only
 
 
 class Poor(MemoryBroker):
@@ -193,7 +193,8 @@ async def test_what_a_queue_cannot_do_is_found(broker: MemoryBroker) -> None:
     bus.handler("endless")(nothing)
     bus.handler("careless", ack="early")(nothing)
     bus.subscriber("user.*", time_limit=1)(nothing)
-    await found(bus, "queue_cannot", "time_limit_too_long", "time_limit_missing", "queue_missing")
+    codes = ("queue_cannot", "time_limit_too_long", "time_limit_missing", "queue_missing")
+    await found(bus, *codes, "no_workers")  # they were asked by way of the store
 
 
 async def test_a_broker_that_is_away_or_refuses_is_found(rabbit: Rabbit) -> None:

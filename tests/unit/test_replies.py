@@ -10,8 +10,10 @@ from busline.errors import CodecError, NoHandler, RemoteError, Unavailable
 from busline.message import Message
 from busline.registry import ErrorRegistry
 from busline.replies import result_of
+from busline.transports.memory import MemoryBroker, MemoryTransport
 from busline.wire import encode_error, reply_to
 
+HERE = MemoryTransport(MemoryBroker())
 REQUEST = Message("a.topic", b"", correlation_id="c", reply_to="inbox")
 
 
@@ -20,7 +22,7 @@ class NotFound(Exception):
 
 
 def result(body: bytes, returns: Any = None) -> Any:
-    return result_of(reply_to(REQUEST, "ok", body), "a.topic", returns, ErrorRegistry(), "here")
+    return result_of(reply_to(REQUEST, "ok", body), "a.topic", returns, ErrorRegistry(), HERE)
 
 
 def raised(kind: str, text: str, details: dict[str, Any] | None = None) -> Exception:
@@ -28,7 +30,7 @@ def raised(kind: str, text: str, details: dict[str, Any] | None = None) -> Excep
     errors.add("not_found", NotFound)
     reply = reply_to(REQUEST, "error", encode_error(kind, text, details or {}))
     with pytest.raises(Exception) as caught:  # which one is the question
-        result_of(reply, "a.topic", None, errors, "here")
+        result_of(reply, "a.topic", None, errors, HERE)
     return caught.value
 
 
@@ -49,7 +51,7 @@ def test_a_result_that_is_something_else_says_so(body: bytes, returns: Any) -> N
 def test_what_our_own_side_answers_arrives_as_our_own_errors() -> None:
     error = raised("busline.no_handler", "ignored")
     assert isinstance(error, NoHandler)
-    assert (error.topic, error.where) == ("a.topic", "here")
+    assert (error.topic, error.where) == ("a.topic", "memory://")
     error = raised("busline.unavailable", "the model server is down")
     assert isinstance(error, Unavailable)
     assert str(error) == "the model server is down"
@@ -65,4 +67,4 @@ def test_a_registered_error_arrives_as_itself_and_any_other_as_a_remote_error() 
 
 
 def test_a_reply_of_somebody_else_without_metadata_is_a_result() -> None:
-    assert result_of(Message("a.topic", b"5"), "a.topic", None, ErrorRegistry(), "here") == 5
+    assert result_of(Message("a.topic", b"5"), "a.topic", None, ErrorRegistry(), HERE) == 5
