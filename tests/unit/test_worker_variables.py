@@ -77,6 +77,11 @@ def test_a_variable_does_what_its_option_does_and_the_option_wins(
     assert default != given != overridden
 
 
+def test_the_health_port_is_open_to_this_machine_only_unless_told_otherwise(led: list[dict[str, Any]]) -> None:
+    run(["worker", "app:bus", "--health-port", "8100"])
+    assert led[0]["health"] == ("127.0.0.1", 8100)
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_variable_sets_its_flag(flag: str, led: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     run(["worker", "app:bus", flag])
