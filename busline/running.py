@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import copy_context
 from functools import partial
 from inspect import isawaitable
@@ -18,10 +18,15 @@ from busline.driving import Drive
 from busline.errors import SoftTimeLimitExceeded
 from busline.executors import ThreadRun, run_in_process
 from busline.services import Alarm, Services
+from busline.wheel import Wheel
 from busline.work import Why, Work
 
 LONG_CALL = 1.0
 """Seconds after which the caller of a call that still runs is told that it has been started."""
+
+
+Watched = Sequence[tuple[Wheel[Any], Any, int]]
+"""Wheel, key and ticket of what is to happen if a handler goes on."""
 
 
 class Cancellable(Protocol):
@@ -50,8 +55,8 @@ class Runner:
         """The JSON of what the handler returned; null where nobody asks for it. Raises what the handler raises."""
         handler, message = work.handler, work.delivery.message
         binding = handler.binding
-        notice = self._set_notice(work) if message.reply_to is not None else 0
-        alarms = self._set_limits(work, slot) if handler.limited else ()
+        began = self._now() if handler.limited else 0.0
+        watched: Watched = ()
         try:
             # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
             variables = copy_context()
@@ -61,6 +66,7 @@ class Runner:
             if self._before is not None:
                 self._before(work)
             if handler.options.executor == "process":
+                watched = self._watch(work, slot, began)
                 return await run_in_process(binding.function, message.body, self._threads)
             context = Context(self._bus, work.delivery, work.envelope, work)
             variables.run(CURRENT.set, context)
@@ -69,32 +75,36 @@ class Runner:
             elif binding.is_async:
                 result = variables.run(binding.invoke, work.payload, context)
             else:
+                watched = self._watch(work, slot, began)
                 work.thread = ThreadRun()
                 result = await work.thread.run(variables, partial(binding.invoke, work.payload, context), self._threads)
             if type(result) is CoroutineType or isawaitable(result):  # also what a plain function returns
                 coroutine = result if type(result) is CoroutineType else _awaited(result)
-                work.drive = drive = Drive(variables, coroutine, slot.task)
-                result = await drive
+                try:
+                    awaited = variables.run(coroutine.send, None)
+                except StopIteration as end:  # It never waits, as many do: there is nothing to watch.
+                    result = end.value
+                else:
+                    watched = watched or self._watch(work, slot, began)
+                    work.drive = Drive(variables, coroutine, slot.task, awaited)
+                    result = await work.drive
             return NULL if message.reply_to is None and work.held is None else encode(result)
         finally:
             # What the drive runs knows the work through its context: a circle, which only the garbage collector ends.
             work.drive = None
-            if notice:
-                self._notices.discard(work.delivery, notice)
-            for alarm, ticket in alarms:
-                self._alarms.discard(alarm, ticket)
+            for wheel, key, ticket in watched:
+                wheel.discard(key, ticket)
 
-    def _set_notice(self, work: Work) -> int:
-        """Tell the caller of a call that goes on that it has been started; 0 for one that waits without a deadline."""
-        deadline = work.envelope.deadline
-        if deadline is None:
-            return 0
-        left = (deadline - work.began_at) / 2
-        return self._notices.add(work.delivery, work.began_at + (left if left < LONG_CALL else LONG_CALL))
-
-    def _set_limits(self, work: Work, slot: Cancellable) -> list[tuple[Alarm, int]]:
-        now = self._now()
-        return [(alarm, self._alarms.add(alarm, now + limit)) for limit, alarm in _limits(work, slot)]
+    def _watch(self, work: Work, slot: Cancellable, began: float) -> Watched:
+        """Bound the time of a handler that goes on, and let its caller be told; returns what is to be discarded."""
+        watched: list[tuple[Wheel[Any], Any, int]] = []
+        if work.delivery.message.reply_to is not None and (deadline := work.envelope.deadline) is not None:
+            notice = work.began_at + min((deadline - work.began_at) / 2, LONG_CALL)
+            watched.append((self._notices, work.delivery, self._notices.add(work.delivery, notice)))
+        if work.handler.limited:
+            for limit, alarm in _limits(work, slot):
+                watched.append((self._alarms, alarm, self._alarms.add(alarm, began + limit)))
+        return watched
 
 
 async def call_apart(call: Callable[[], Any], context: Context, is_async: bool, threads: CapacityLimiter) -> None:

@@ -107,6 +107,13 @@ def test_fields_that_say_nothing_do_not_travel() -> None:
     assert json.loads(Envelope("i", NOW, correlation_id="i").encode()) == {"v": VERSION, "id": "i", "sent": NOW}
 
 
+def test_a_field_of_a_later_version_may_be_called_as_anything_of_ours_is() -> None:
+    odd = {"unknown": 1, "encode": 2, "sent_at": 3, "root": 4, "__class__": 5}
+    envelope = decode_envelope(request(meta(**odd)), NOW)
+    assert envelope.unknown == odd
+    assert json.loads(envelope.next_attempt(NOW).encode()).items() >= odd.items()
+
+
 def test_fields_of_a_later_version_are_kept_but_never_replace_ours() -> None:
     envelope = decode_envelope(request(meta(sent=1, shape={"round": [True]})), NOW)
     assert envelope.unknown == {"shape": {"round": [True]}}
