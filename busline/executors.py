@@ -8,7 +8,7 @@ from functools import partial
 from threading import Event
 from typing import Any
 
-from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
+from anyio import BrokenWorkerProcess, CapacityLimiter, to_thread
 
 from busline.binding import Binding, Function
 from busline.codec import encode
@@ -47,6 +47,8 @@ async def run_in_process(function: Function, body: bytes, limiter: CapacityLimit
 
     Cancelling it kills the process. A process that dies by itself is a failure of the handler.
     """
+    from anyio import to_process  # here, as it takes pickle and subprocess along
+
     try:
         return await to_process.run_sync(_call_there, function, body, cancellable=True, limiter=limiter)
     except BrokenWorkerProcess as error:
