@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flat, goals
+from benchmarks import flat, goals, memory
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
 from benchmarks.peers import run as peers
 from benchmarks.sides import sides
@@ -140,11 +140,23 @@ def own(runs: int, scale: float) -> list[dict[str, object]]:
 def flatness(scale: float) -> dict[str, float]:
     """What much of something costs, as ratios."""
     ratios = asyncio.run(flat.table(scale))
-    table = Table("much of what", "cost of a message, × that with little", title="flat cost")
+    _show_ratios("flat cost", "cost of a message, × that with little", ratios)
+    return ratios
+
+
+def remembered(scale: float) -> dict[str, float]:
+    """What is needed to remember, as ratios."""
+    ratios = memory.ratios(scale)
+    _show_ratios("memory", "of the process at most, × that with little", ratios)
+    print(f"each call in flight needs {memory.kib_in_flight():.1f} KiB, caller and worker together")
+    return ratios
+
+
+def _show_ratios(title: str, heading: str, ratios: dict[str, float]) -> None:
+    table = Table("much of what", heading, title=title)
     for what, ratio in ratios.items():
         table.add_row(what, f"{ratio:.2f}")
     Console().print(table)
-    return ratios
 
 
 def draw(figures: dict[str, object], folder: Path) -> None:
@@ -174,6 +186,7 @@ def main() -> None:
         figures["own"] = own(runs, scale)
     if "flat" in options.sections:
         figures["flat"] = flatness(scale)
+        figures["memory"] = remembered(scale)
         figures["claims_ms"] = asyncio.run(flat.claims(int(1_000_000 * scale)))
     if "peers" in options.sections:
         figures["peers"] = show_peers([peers.sitting(scale, options.only) for _ in range(runs)])

@@ -74,7 +74,7 @@ async def many_queued(count: int, queued: int) -> float:
             async with full.worker():
                 pass
             if number:
-                await asyncio.to_thread(_fill, path, number)
+                await asyncio.to_thread(fill, path, number)
             bus = make_bus(f"sqlite:///{path}")
             async with bus.worker(concurrency=64):
                 return await _calls_cost(bus, count, 64)
@@ -116,7 +116,7 @@ async def _claim_ms(number: int, due: str) -> float:
         await transport.open()
         try:
             await transport.attach(QueueSpec("full"))
-            await asyncio.to_thread(_fill, path, number, due)
+            await asyncio.to_thread(fill, path, number, due)
             await transport.send(ToQueue("full"), *[Message("full.x", b"")] * CLAIMS)
             consumer, took = await transport.consume("full", slots=1), list[float]()
             for _ in range(CLAIMS):
@@ -129,7 +129,8 @@ async def _claim_ms(number: int, due: str) -> float:
             await transport.aclose()
 
 
-def _fill(path: Path, number: int, due: str = "NULL") -> None:
+def fill(path: Path, number: int, due: str = "NULL") -> None:
+    """Put so many messages into the queue `full` of the file."""
     with sqlite3.connect(path) as database:
         database.execute(FILL.format(number=number, due=due))
 

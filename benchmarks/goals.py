@@ -46,6 +46,7 @@ def goals(figures: Mapping[str, Any]) -> list[Goal]:
         found += _own(figures)
     if "flat" in figures:
         found += [Goal(f"flat: {what}", ratio, most=1.2) for what, ratio in figures["flat"].items()]
+        found += [Goal(f"memory: {what}", ratio, most=1.2) for what, ratio in figures["memory"].items()]
         found += [Goal(f"SQLite: {what}, ms", ms, most=0.2) for what, ms in figures["claims_ms"].items()]
     found += _peers(figures.get("peers", {}))
     return found

@@ -16,7 +16,7 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
     for scenario, peers in figures.get("peers", {}).items():
         _peers(scenario, peers, figures["machine"], folder)
     if ratios := figures.get("flat"):
-        _flat(ratios, folder)
+        _flat(ratios | {f"memory: {what}": ratio for what, ratio in figures["memory"].items()}, folder)
 
 
 def _peers(scenario: str, peers: dict[str, dict[str, float]], machine: str, folder: Path) -> None:
@@ -41,7 +41,7 @@ def _flat(ratios: dict[str, float], folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 3))
     axes.barh(list(ratios)[::-1], list(ratios.values())[::-1])
     axes.axvline(1.2, linestyle="--", color="black")
-    axes.set_xlabel("cost of a message with much, × that with little; the line is the goal")
+    axes.set_xlabel("cost of a message, or memory, with much, × that with little; the line is the goal")
     figure.tight_layout()
     figure.savefig(folder / "flat.svg")
     plt.close(figure)

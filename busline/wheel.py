@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 from busline.clock import Clock, Timer
@@ -15,6 +15,10 @@ RESOLUTION = 1 / 128
 instant at which a bucket ends is exact, and a timer set for it does not find itself a moment too early."""
 
 
+FEW = 64
+"""Buckets among which nobody looks for empty ones."""
+
+
 class Wheel(Generic[K]):
     """Adding and discarding cost a dict operation each; only the earliest bucket has a timer.
 
@@ -22,13 +26,14 @@ class Wheel(Generic[K]):
     and discard, and must not raise.
     """
 
-    __slots__ = ("_armed_for", "_buckets", "_clock", "_heap", "_on_due", "_timer")
+    __slots__ = ("_armed_for", "_buckets", "_clock", "_heap", "_on_due", "_room", "_timer")
 
     def __init__(self, clock: Clock, on_due: Callable[[K], None]) -> None:
         self._clock = clock
         self._on_due = on_due
         self._buckets: dict[int, dict[K, None]] = {}
         self._heap: list[int] = []
+        self._room = FEW
         self._timer: Timer | None = None
         self._armed_for = 0
 
@@ -37,6 +42,8 @@ class Wheel(Generic[K]):
         bucket = int(at / RESOLUTION) + 1
         keys = self._buckets.get(bucket)
         if keys is None:
+            if len(self._heap) >= self._room:
+                self._clear_away()
             keys = self._buckets[bucket] = {}
             heappush(self._heap, bucket)
             self._arm(bucket)
@@ -45,10 +52,22 @@ class Wheel(Generic[K]):
 
     def discard(self, key: K, ticket: int) -> None:
         """Forget `key`; harmless if it was reported already."""
-        # An emptied bucket stays until its time, so that it is in the heap once, however many keys come and go.
+        # An emptied bucket stays for a while, so that it is in the heap once, however many keys come and go.
         keys = self._buckets.get(ticket)
         if keys is not None:
             keys.pop(key, None)
+
+    def _clear_away(self) -> None:
+        """The empty buckets: most deadlines are met long before they pass."""
+        kept = []
+        for bucket in self._heap:
+            if self._buckets[bucket]:
+                kept.append(bucket)
+            else:
+                del self._buckets[bucket]
+        heapify(kept)
+        self._heap = kept
+        self._room = max(FEW, 2 * len(kept))
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, handled, main
 
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -51,10 +51,10 @@ async def connect(url: str) -> AsyncIterator[_Client]:
         yield client
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     connection = await aio_pika.connect_robust(url)
     channel = await connection.channel(publisher_confirms=False)
-    await channel.set_qos(prefetch)
+    await channel.set_qos(shape.prefetch)
     queue = await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM)
 
     async def handle(message: AbstractIncomingMessage) -> None:
@@ -63,8 +63,10 @@ async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
             answer = aio_pika.Message(order.model_dump_json().encode(), correlation_id=message.correlation_id)
             await channel.default_exchange.publish(answer, message.reply_to)
         await message.ack()
+        handled()
 
-    await queue.consume(handle)
+    for _ in range(shape.consumers):
+        await queue.consume(handle)
     ready()
     await asyncio.Event().wait()
 

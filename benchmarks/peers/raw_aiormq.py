@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import aiormq
 from aiormq.abc import DeliveredMessage
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, handled, main
 
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -49,10 +49,10 @@ async def connect(url: str) -> AsyncIterator[_Client]:
     await connection.close()
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
-    await channel.basic_qos(prefetch_count=prefetch)
+    await channel.basic_qos(prefetch_count=shape.prefetch)
     await channel.queue_declare(QUEUE, durable=True, arguments=QUORUM)
 
     async def handle(message: DeliveredMessage) -> None:
@@ -63,8 +63,10 @@ async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
             body = order.model_dump_json().encode()
             await channel.basic_publish(body, routing_key=asked.reply_to, properties=properties)
         await channel.basic_ack(message.delivery_tag, wait=False)
+        handled()
 
-    await channel.basic_consume(QUEUE, handle)
+    for _ in range(shape.consumers):
+        await channel.basic_consume(QUEUE, handle)
     ready()
     await asyncio.Event().wait()
 

@@ -16,12 +16,18 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.peers.common import Shape
 from benchmarks.peers.environments import python_of
 from tests.servers import Rabbit, free_ports, remove, start_rabbit
 
 ROOT = Path(__file__).parent.parent.parent
+LONGEST = 10.0
+"""Seconds after which a worker that is slow is stopped; what it has done until then counts."""
 IDLE = 0.7
 """Seconds after which an idle worker's memory is read."""
+
+
+ONE_OF_1, MANY_OF_1, ONE_OF_64 = SHAPES = Shape(1, 1), Shape(64, 1), Shape(1, 64)
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,20 @@ class Entry:
     broker: str
     sends: bool = True
     """It can hand over a message durably."""
-    prefetch: int = 64
-    """What its worker takes at once; busline starts so many slots, each with a prefetch of 1."""
+    serves: Shape = ONE_OF_64
+    """How its worker answers calls."""
+    consumes: tuple[Shape, ...] = (ONE_OF_1, ONE_OF_64)
+    """How it can take what waits in a queue."""
 
 
 ENTRIES = (
-    Entry("busline, RabbitMQ", "with_busline", "", "rabbitmq"),
-    Entry("aiormq by hand", "raw_aiormq", "aiormq", "rabbitmq"),
-    Entry("aio-pika by hand", "plain_aio_pika", "aio-pika", "rabbitmq"),
+    Entry("busline, RabbitMQ", "with_busline", "", "rabbitmq", serves=MANY_OF_1, consumes=SHAPES),
+    Entry("aiormq by hand", "raw_aiormq", "aiormq", "rabbitmq", consumes=SHAPES),
+    Entry("aio-pika by hand", "plain_aio_pika", "aio-pika", "rabbitmq", consumes=SHAPES),
     Entry("FastStream request", "with_faststream", "faststream", "rabbitmq"),
     Entry("taskiq, Redis results", "with_taskiq", "taskiq", "rabbitmq+redis"),
-    Entry("Celery rpc://, late ack", "with_celery", "celery", "rabbitmq", prefetch=1),
-    Entry("busline, SQLite", "with_busline", "", "sqlite"),
+    Entry("Celery rpc://, late ack", "with_celery", "celery", "rabbitmq", serves=ONE_OF_1),
+    Entry("busline, SQLite", "with_busline", "", "sqlite", serves=MANY_OF_1, consumes=SHAPES),
     Entry("NATS (keeps nothing)", "with_nats", "nats", "nats", sends=False),
     Entry("aiohttp (no broker)", "with_aiohttp", "aiohttp", "http", sends=False),
 )
@@ -113,18 +121,20 @@ def command(entry: Entry, role: str, url: str, *numbers: int) -> list[str]:
     return [python_of(entry.environment), "-m", module, role, url, *map(str, numbers)]
 
 
-def environment() -> dict[str, str]:
-    """Of every program that is measured."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+def environment(tally: str = "") -> dict[str, str]:
+    """Of every program that is measured; workers count what they handle in the folder `tally`."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "BENCH_TALLY": tally}
 
 
 @contextmanager
-def worker(entry: Entry, url: str, figures: dict[str, float]) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    entry: Entry, url: str, figures: dict[str, float], shape: Shape, tally: str = ""
+) -> Iterator[subprocess.Popen[str]]:
     """A worker while entered; how long it took to be ready, and what it used, are put into `figures`."""
     began = time.perf_counter()
-    line = command(entry, "serve", url, entry.prefetch)
+    line = command(entry, "serve", url, *shape)
     process = subprocess.Popen(
-        line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        line, cwd=ROOT, env=environment(tally), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     try:
@@ -156,7 +166,7 @@ def memory_mib(pid: int) -> float:
 def calls(entry: Entry, servers: Servers, count: int, width: int) -> dict[str, float]:
     """One worker, one caller."""
     url, figures = servers.url(entry.broker), dict[str, float]()
-    with worker(entry, url, figures) as process:
+    with worker(entry, url, figures, entry.serves) as process:
         if width == 1:
             time.sleep(IDLE)
             figures["idle_mib"] = memory_mib(process.pid)
@@ -172,9 +182,41 @@ def calls(entry: Entry, servers: Servers, count: int, width: int) -> dict[str, f
 def sends(entry: Entry, servers: Servers, count: int) -> dict[str, float]:
     """Durable messages while nobody consumes, 64 at a time; the queue is made by a worker that leaves again."""
     url = servers.url(entry.broker)
-    with worker(entry, url, {}):
+    with worker(entry, url, {}, entry.serves):
         pass
     return client(entry, "send", url, count, 64)
+
+
+def consumes(entry: Entry, servers: Servers, count: int, shape: Shape) -> dict[str, float]:
+    """What a worker does with messages that wait for it: acked when they were handled, nobody asks for an answer."""
+    url, figures = servers.url(entry.broker), dict[str, float]()
+    with worker(entry, url, {}, entry.serves):
+        pass
+    client(entry, "send", url, count, 64)
+    broker = servers.cpu()
+    with tempfile.TemporaryDirectory(prefix="busline-bench-") as folder:
+        with worker(entry, url, figures, shape, folder):
+            until = time.perf_counter() + LONGEST
+            while tallied(folder)[0] < count and time.perf_counter() < until:
+                time.sleep(0.02)
+        number, seconds = tallied(folder)
+    if not number:
+        raise RuntimeError(f"the worker of {entry.name} handled nothing in {LONGEST:g} s")
+    return {
+        "count": number,
+        "rate": number / seconds,
+        "worker_us": figures["worker_cpu_s"] / number * 1e6,
+        "broker_us": (servers.cpu() - broker) / number * 1e6,
+    }
+
+
+def tallied(folder: str) -> tuple[int, float]:
+    """How many messages all processes of a worker have handled, and within how many seconds."""
+    tallies = [path.read_text().split() for path in Path(folder).glob("*.tally")]
+    if not tallies:
+        return 0, 0.0
+    numbers, began, ended = zip(*tallies, strict=True)
+    return sum(map(int, numbers)), max(map(float, ended)) - min(map(float, began))
 
 
 def sitting(scale: float, names: list[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -193,4 +235,9 @@ def sitting(scale: float, names: list[str]) -> dict[str, dict[str, dict[str, flo
                 table.setdefault("durable sends, 64 in flight", {})[entry.name] = sends(
                     entry, servers, max(200, int(5_000 * scale))
                 )
+        for shape in SHAPES:
+            for entry in chosen:
+                if entry.sends and shape in entry.consumes:
+                    run = consumes(entry, servers, max(200, int(5_000 * scale)), shape)
+                    table.setdefault(f"consume, {shape.consumers} × prefetch {shape.prefetch}", {})[entry.name] = run
     return table

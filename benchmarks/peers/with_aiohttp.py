@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
-from benchmarks.peers.common import Order, main
+from benchmarks.peers.common import Order, Shape, main
 
 
 class _Client:
@@ -33,7 +33,7 @@ async def connect(url: str) -> AsyncIterator[_Client]:
         yield _Client(session, url)
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     async def echo(request: web.Request) -> web.Response:
         order = Order.model_validate_json(await request.read())
         return web.Response(body=order.model_dump_json().encode(), content_type="application/json")

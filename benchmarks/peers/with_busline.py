@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from benchmarks.peers.common import Order, main
+from benchmarks.peers.common import Order, Shape, handled, main
 from busline import Bus
 
 TOPIC = "bench.echo"
@@ -30,14 +30,15 @@ async def connect(url: str) -> AsyncIterator[_Client]:
         yield _Client(bus)
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     bus = Bus(url, service="bench")
 
     @bus.handler(TOPIC)
     async def echo(order: Order) -> Order:
+        handled()
         return order
 
-    async with bus.worker(concurrency=prefetch):
+    async with bus.worker(concurrency=shape.consumers, prefetch=shape.prefetch):
         ready()
         await asyncio.Event().wait()
 

@@ -13,12 +13,12 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, handled, main
 
 app = Celery("bench", broker=os.environ.get("BENCH_URL"), backend="rpc://")
 app.conf.update(
     task_acks_late=True,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=int(os.environ.get("BENCH_PREFETCH", "1")),
     task_default_queue=QUEUE,
     task_queues=[Queue(QUEUE, routing_key=QUEUE, queue_arguments={"x-queue-type": "quorum"})],
     worker_detect_quorum_queues=True,
@@ -30,6 +30,7 @@ app.conf.update(
 @app.task(name="echo")
 def echo(order: dict[str, Any]) -> dict[str, Any]:
     """Validated in and out, as the others do."""
+    handled()
     return Order.model_validate(order).model_dump(mode="json")
 
 
@@ -58,11 +59,11 @@ async def connect(url: str) -> AsyncIterator[_Client]:
     app.close()
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     """The command with a pool of one process; more than one brought no more calls a second on two cores."""
     command = (sys.executable, "-m", "celery", "-A", __spec__.name if __spec__ else __name__, "worker")
     quiet = ("-c", "1", "-P", "prefork", "--without-gossip", "--without-mingle", "--loglevel", "INFO")
-    environment = os.environ | {"BENCH_URL": url, "C_FORCE_ROOT": "1"}
+    environment = os.environ | {"BENCH_URL": url, "BENCH_PREFETCH": str(shape.prefetch), "C_FORCE_ROOT": "1"}
     worker = await asyncio.create_subprocess_exec(
         *command, *quiet, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

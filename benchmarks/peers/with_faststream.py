@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from faststream.middlewares import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, handled, main
 
 ECHO = RabbitQueue(QUEUE, durable=True, queue_type=QueueType.QUORUM)
 
@@ -35,11 +35,12 @@ async def connect(url: str) -> AsyncIterator[_Client]:
         yield _Client(broker)
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
-    broker = RabbitBroker(url, logger=None, default_channel=Channel(prefetch_count=prefetch))
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
+    broker = RabbitBroker(url, logger=None, default_channel=Channel(prefetch_count=shape.prefetch))
 
     @broker.subscriber(ECHO, ack_policy=AckPolicy.REJECT_ON_ERROR)
     async def echo(order: Order) -> Order:
+        handled()
         return order
 
     await broker.start()

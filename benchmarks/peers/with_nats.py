@@ -11,7 +11,7 @@ import nats
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, main
 
 
 class _Client:
@@ -33,7 +33,7 @@ async def connect(url: str) -> AsyncIterator[_Client]:
     await connection.close()
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
     connection = await nats.connect(url)
 
     async def handle(message: Msg) -> None:

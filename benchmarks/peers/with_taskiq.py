@@ -12,7 +12,7 @@ from taskiq.api import run_receiver_task
 from taskiq_aio_pika import AioPikaBroker, Queue, QueueType
 from taskiq_redis import RedisAsyncResultBackend
 
-from benchmarks.peers.common import QUEUE, Order, main
+from benchmarks.peers.common import QUEUE, Order, Shape, handled, main
 
 
 def _broker(url: str, prefetch: int) -> tuple[AioPikaBroker, AsyncTaskiqDecoratedTask[..., Order]]:
@@ -23,6 +23,7 @@ def _broker(url: str, prefetch: int) -> tuple[AioPikaBroker, AsyncTaskiqDecorate
 
     @broker.task
     async def echo(order: Order) -> Order:
+        handled()
         return order
 
     return broker, echo
@@ -49,12 +50,12 @@ async def connect(url: str) -> AsyncIterator[_Client]:
     await broker.shutdown()
 
 
-async def serve(url: str, prefetch: int, ready: Callable[[], None]) -> None:
-    broker, _ = _broker(url, prefetch)
+async def serve(url: str, shape: Shape, ready: Callable[[], None]) -> None:
+    broker, _ = _broker(url, shape.prefetch)
     broker.is_worker_process = True
     await broker.startup()
     receiver = asyncio.ensure_future(
-        run_receiver_task(broker, max_async_tasks=max(prefetch, 64), max_prefetch=prefetch)
+        run_receiver_task(broker, max_async_tasks=shape.prefetch, max_prefetch=shape.prefetch)
     )
     await asyncio.sleep(0.5)  # its receiver does not tell when it consumes
     ready()

@@ -151,6 +151,41 @@ def test_many_short_lived_keys_leave_nothing_behind() -> None:
     assert len(diary.wheel._heap) == 1
 
 
+def test_deadlines_far_away_that_were_met_long_before_are_not_remembered() -> None:
+    """Calls of an hour's timeout that are answered at once, for an hour; a few take longer."""
+    diary = Diary()
+    for second in range(3600):
+        diary.clock.now = float(second)
+        key = str(second)
+        ticket = diary.wheel.add(key, second + 3600.0)
+        if second % 100:
+            diary.wheel.discard(key, ticket)
+        assert len(diary.wheel._buckets) == len(diary.wheel._heap) <= 64 + 2 * len(diary.wheel)
+    diary.run()
+    assert len(diary.reported) == 36
+
+
+def test_on_due_may_add_so_many_that_what_is_empty_is_cleared_away() -> None:
+    clock = Clockwork()
+    reported: list[str] = []
+
+    def on_due(key: str) -> None:
+        reported.append(key)
+        wheel.discard("same bucket", ticket)
+        if key == "first":
+            for number in range(1000):
+                wheel.discard("gone", wheel.add("gone", 10.0 + number))
+            wheel.add("last", 5000.0)
+
+    wheel: Wheel[str] = Wheel(clock, on_due)
+    ticket = wheel.add("same bucket", 1.0)
+    wheel.add("first", 1.0)
+    while clock.armed:
+        clock.tick()
+    assert reported == ["first", "last"]
+    assert not wheel._buckets
+
+
 def test_buckets_that_were_emptied_set_no_timer() -> None:
     diary = Diary()
     diary.wheel.add("first", 1.0)
