@@ -16,12 +16,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import flat, goals, memory
 from benchmarks.measure import Figure, calls_between_processes, calls_in_process, sends
+from benchmarks.pace import pace
 from benchmarks.peers import run as peers
 from benchmarks.sides import sides
 from benchmarks.stores import claims, stores
@@ -179,7 +181,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="for figures and plots")
     options = parser.parse_args()
     runs, scale = (1, 0.1) if options.quick else (options.runs, 1.0)
-    figures: dict[str, object] = {"machine": machine(), "runs": runs, "at": time.strftime("%Y-%m-%d %H:%M")}
+    figures: dict[str, Any] = {"machine": machine(), "runs": runs, "at": time.strftime("%Y-%m-%d %H:%M")}
+    figures["pace"] = pace()
     if "own" in options.sections:
         figures["sides"] = sides(max(1_000, int(10_000 * scale)), runs)
         figures["import_ms"] = goals.import_ms()
@@ -193,7 +196,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "figures.json").write_text(json.dumps(figures, indent=2))
     draw(figures, options.results)
-    goals.show(goals.goals(figures))
+    goals.show(goals.goals(figures), figures["pace"])
     print(f"figures and plots: {options.results}; how they were taken, and their bias: benchmarks/README.md")
 
 
