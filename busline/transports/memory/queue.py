@@ -206,9 +206,11 @@ class Queue:
                 stored.expires = self._clock.time() + message.ttl
             if message.delay > 0.0 or stored.expires < inf:
                 self.place(stored, message.delay)
-            else:
+            elif self._ready.size or not (waiter := self._next_waiter()):
                 self._ready.push(stored)
-        if self._waiters:
+            else:  # as most are where somebody waits
+                waiter.future.set_result([self._hand_out(stored, waiter.share, self._lease_end())])
+        if self._ready.size and self._waiters:
             self._dispatch()
 
     def place(self, stored: Stored, delay: float, *, front: bool = False) -> None:
@@ -249,13 +251,17 @@ class Queue:
 
     def _lease_out(self, share: Share, most: int) -> list[Delivery]:
         """There is something ready, and room."""
-        ready = self._ready
-        until = self._clock.time() + self._lease
-        if until < self._alarm.due:
-            self._alarm.at(until)
+        ready, until = self._ready, self._lease_end()
         if most == 1:
             return [self._hand_out(ready.pop(), share, until)]
         return [self._hand_out(ready.pop(), share, until) for _ in range(min(most, share.room, ready.size))]
+
+    def _lease_end(self) -> float:
+        """Of what is handed out now."""
+        until = self._clock.time() + self._lease
+        if until < self._alarm.due:
+            self._alarm.at(until)
+        return until
 
     def _hand_out(self, stored: Stored, share: Share, until: float) -> Delivery:
         if self._mortal:
@@ -300,7 +306,10 @@ class Queue:
             waiter.future.set_result(self._lease_out(waiter.share, waiter.most))
 
     def _next_waiter(self) -> _Waiter | None:
-        for index, waiter in enumerate(self._waiters):
+        waiters = self._waiters
+        if waiters and waiters[0].share.room > 0 and not waiters[0].future.done():
+            return waiters.popleft()
+        for index, waiter in enumerate(waiters):
             if waiter.share.room > 0 and not waiter.future.done():
                 del self._waiters[index]
                 return waiter
