@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import replace
 from math import inf
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -154,16 +154,21 @@ def info_of(job: JobRecord, claim: ClaimRecord | None) -> JobInfo | None:
     return JobInfo(job.id, job.topic, state, job.sent_at, attempts, progress, job.claim, result, error)
 
 
-async def hand_over(transport: Transport, message: Message, to: Destination | None, fallback: str | None) -> None:
+def hand_over(
+    transport: Transport, message: Message, to: Destination | None, fallback: str | None
+) -> Awaitable[object]:
     """Hand a message to the broker: an event (`to` is None) or a job, which `fallback` takes if nobody owns it."""
     if to is None:
-        await transport.publish(message.topic, message)
-        return
+        return transport.publish(message.topic, message)
+    if fallback is None or isinstance(to, ToQueue):
+        return transport.send(to, message)
+    return _hand_over_somewhere(transport, message, to, fallback)
+
+
+async def _hand_over_somewhere(transport: Transport, message: Message, to: Destination, fallback: str) -> None:
     try:
         await transport.send(to, message)
     except NoHandler:
-        if fallback is None or isinstance(to, ToQueue):
-            raise
         await transport.send(ToQueue(fallback), message)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from anyio import CancelScope, move_on_after
 
@@ -33,26 +34,22 @@ class Departure:
     tracking: Tracking | None = None
     """How it is tracked as a job; None where it is not."""
 
-    async def leave(self, transport: Transport) -> None:
-        """Hand it to the broker. Raises as `Transport.send`."""
-        if self.on_left is None:
-            await self._hand_over(transport)
-            return
-        try:
-            await self._hand_over(transport)
-        except BaseException as error:
-            self.on_left(error)
-            raise
-        self.on_left(None)
+    def leave(self, transport: Transport) -> Awaitable[object]:
+        """Hand it to the broker, when awaited. Raises as `Transport.send`. Each coroutine that is around that one would
+        cost a message more than its envelope does."""
+        leaving = hand_over if self.tracking is None else partial(self._hand_over, self.tracking)
+        handed = leaving(transport, self.message, self.to, self.fallback)
+        return handed if self.on_left is None else _told(handed, self.on_left)
 
-    async def _hand_over(self, transport: Transport) -> None:
-        if self.tracking is not None and not await self._track(self.tracking):
+    async def _hand_over(
+        self, tracking: Tracking, transport: Transport, message: Message, to: Destination | None, fallback: str | None
+    ) -> None:
+        if not await self._track(tracking):
             return
         try:
-            await hand_over(transport, self.message, self.to, self.fallback)
+            await hand_over(transport, message, to, fallback)
         except BaseException:
-            if self.tracking is not None:
-                await self._forget()
+            await self._forget()
             raise
 
     async def _track(self, tracking: Tracking) -> bool:
@@ -73,6 +70,15 @@ class Departure:
     def parcel(self) -> Parcel:
         """As it is kept in a store."""
         return Parcel(self.message, self.to, self.fallback, self.tracking.fields() if self.tracking else None)
+
+
+async def _told(handed: Awaitable[object], on_left: Callable[[BaseException | None], None]) -> None:
+    try:
+        await handed
+    except BaseException as error:
+        on_left(error)
+        raise
+    on_left(None)
 
 
 def departure_of(parcel: Parcel, job: Callable[[str], Job]) -> Departure:

@@ -10,7 +10,7 @@ should look at it: it was rejected, could not be read, or keeps killing its work
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -129,7 +129,7 @@ class LetGo:
 class Leaving(Protocol):
     """A message that is ready to leave."""
 
-    async def leave(self, transport: Any) -> None: ...
+    def leave(self, transport: Any) -> Awaitable[object]: ...
 
 
 @value

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from busline.errors import BuslineError, TransportClosed, TransportError
 from busline.message import Health
@@ -18,6 +18,7 @@ from busline.transports.sqlite.ledger import Ledger
 from busline.transports.sqlite.walsync import WalSync
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_BATCH = 500
 """Operations in one transaction; more would hold up the event loop and the other processes."""
@@ -35,10 +36,13 @@ _SPIN = (0.0, 0.0, 0.0, 20e-6, 20e-6, 50e-6, 50e-6)
 class Operation:
     """One thing to do in the next transaction. A BuslineError out of `apply` promises that it changed nothing."""
 
-    __slots__ = ("apply", "durable", "error", "future", "result")
+    __slots__ = ("apply", "arguments", "durable", "error", "future", "result")
 
-    def __init__(self, apply: Callable[[], Any], future: asyncio.Future[Any] | None, durable: bool) -> None:
+    def __init__(
+        self, apply: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any] | None, durable: bool
+    ) -> None:
         self.apply = apply
+        self.arguments = arguments
         self.future = future
         self.durable = durable
         self.result: Any = None
@@ -75,14 +79,14 @@ class Engine:
         self._trouble: Health | None = None
         self.closed = False
 
-    def run(self, apply: Callable[[], T], *, durable: bool = False) -> asyncio.Future[T]:
+    def run(self, apply: Callable[[*Ts], T], *arguments: *Ts, durable: bool = False) -> asyncio.Future[T]:
         """Call `apply` inside the next transaction; return what it returned once that is committed, or synced too
         if `durable`. Raises what `apply` raised, TransportClosed, or TransportError if the file failed. A future rather
-        than a coroutine, of which each message would pay for one more."""
+        than a coroutine, and arguments rather than a closure, of which each message would pay for one more."""
         if self.closed:
             raise TransportClosed(f"{self._where} is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._pending.append(Operation(apply, future, durable))
+        self._pending.append(Operation(apply, arguments, future, durable))
         if durable and self._streak >= _STREAK and not self._sync.unsettled and self._handle is None:
             self._flush()  # most likely nobody is coming whose operation could go along
         else:
@@ -92,7 +96,7 @@ class Engine:
     def post(self, apply: Callable[[], object]) -> None:
         """The same when nobody waits for it."""
         if not self.closed:
-            self._pending.append(Operation(apply, None, durable=False))
+            self._pending.append(Operation(apply, (), None, durable=False))
             self.schedule()
 
     def schedule(self) -> None:
@@ -181,7 +185,7 @@ class Engine:
         self._ledger.begin(settle=not alone)
         for operation in batch:
             try:
-                operation.result = operation.apply()
+                operation.result = operation.apply(*operation.arguments)
             except BuslineError as error:
                 operation.error = error
         self._ledger.finish(claim=not alone)

@@ -71,7 +71,7 @@ class Ledger:
             self._db.executemany(sql.ACK, [delivery.receipt for delivery in self.acks])
             self._acked = len(self.acks)
 
-    def send(self, to: Destination, messages: Sequence[Message], done: int = 0, reply_to: str | None = None) -> int:
+    def send(self, to: Destination, messages: Sequence[Message], done: int, reply_to: str | None) -> int:
         """Store those behind the first `done`, a batch at most; how many are done now? `reply_to` replaces theirs.
 
         A queue with bounds takes all at once or none.
@@ -87,7 +87,7 @@ class Ledger:
         self._insert(queue, part, reply_to)
         return done + len(part)
 
-    def publish(self, topic: str, messages: Sequence[Message], done: int = 0) -> int:
+    def publish(self, topic: str, messages: Sequence[Message], done: int) -> int:
         """The same for every queue that is bound; 0 if none is."""
         queues = self.names.subscribers(topic)
         bounded = [(queue, bounds) for queue in queues if (bounds := self.names.bounds(queue))]

@@ -129,9 +129,9 @@ class SqliteTransport:
         session = self._opened()
         for message in messages:
             _check(message)
-        send, done = session.ledger.send, 0
+        done = 0
         while done < len(messages):
-            done = await session.engine.run(lambda: send(to, messages, done), durable=True)  # noqa: B023  # run before the next turn
+            done = await session.engine.run(session.ledger.send, to, messages, done, None, durable=True)
 
     async def publish(self, topic: str, *messages: Message) -> bool:
         session = self._opened()
@@ -139,9 +139,9 @@ class SqliteTransport:
             _check(message)
         if session.is_unheard(topic):
             return False
-        publish, done = session.ledger.publish, 0
+        done = 0
         while done < len(messages):
-            stored = await session.engine.run(lambda: publish(topic, messages, done), durable=True)  # noqa: B023  # as above
+            stored = await session.engine.run(session.ledger.publish, topic, messages, done, durable=True)
             if not stored:
                 break
             done = stored
@@ -210,8 +210,7 @@ class SqliteInbox:
         if self._closed:
             raise TransportClosed(f"the inbox {self._address} is closed")
         _check(message)
-        ledger = self._session.ledger
-        await self._session.engine.run(lambda: ledger.send(to, (message,), 0, self._address))
+        await self._session.engine.run(self._session.ledger.send, to, (message,), 0, self._address)
 
     async def aclose(self) -> None:
         self._closed = True
