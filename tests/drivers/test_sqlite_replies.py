@@ -10,7 +10,12 @@ import pytest
 
 from busline.message import Message, QueueSpec, ToTopic
 from busline.transports.sqlite import SqliteTransport
+from busline.transports.sqlite import engine as engine_module
 from busline.transports.sqlite import peers as peers_module
+from busline.transports.sqlite import watch as watch_module
+
+from .sqlite_files import eventually
+from .sqlite_files import opened as opened_here
 
 CALLS = 300
 
@@ -79,6 +84,54 @@ async def test_a_caller_that_can_let_nobody_in_is_tried_again(path: Path, monkey
     replies, _ = await exchange(path, workers=1)
     assert len(replies) == CALLS
     assert next(refused, None) is None
+
+
+async def answered_calls(path: Path, number: int) -> list[str]:
+    """The statements of a worker that answers so many calls, one after the other, and then closes its transport."""
+    caller, worker = await opened(path), await opened(path)
+    await caller.attach(QueueSpec("q", "s", frozenset({"t"})))
+    arrived, statements = asyncio.Event(), list[str]()
+    inbox = await caller.open_inbox(lambda reply: arrived.set(), lambda: None)
+    consumer = await worker.consume("q", slots=1)
+    worker._opened().db.set_trace_callback(statements.append)
+    for _ in range(number):
+        receiving = asyncio.ensure_future(consumer.receive(1))
+        await inbox.send(ToTopic("t"), Message("t", b""))
+        [asked] = await receiving
+        await worker.reply(asked.message.reply_to or "", Message("t", b""))
+        await consumer.ack(asked)
+        await arrived.wait()
+        arrived.clear()
+    await worker.aclose()
+    assert [(await caller.stats())[0].ready, (await caller.stats())[0].leased] == [0, 0]
+    await caller.aclose()
+    return statements
+
+
+async def test_the_ack_of_an_answered_call_goes_along_with_what_comes_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "LINGER", 100.0)
+    monkeypatch.setattr(watch_module, "PERIOD", 100.0)
+    statements = await answered_calls(path, 20)
+    claims = [each for each in statements if each.startswith("UPDATE message SET token")]
+    assert len(claims) == 20
+    assert sum(each.startswith("BEGIN") for each in statements) <= 20 + 3  # the first look, and leaving
+
+
+async def test_the_ack_of_the_last_call_waits_for_no_other(path: Path) -> None:
+    async with opened_here(path) as caller, opened_here(path) as worker:
+        await caller.attach(QueueSpec("q", "s", frozenset({"t"})))
+        inbox = await caller.open_inbox(lambda reply: None, lambda: None)
+        consumer = await worker.consume("q", slots=1)
+        await inbox.send(ToTopic("t"), Message("t", b""))
+        [asked] = await consumer.receive(1)
+        await consumer.ack(asked)
+
+        async def is_gone() -> bool:
+            return worker._opened().db.execute("SELECT count(*) FROM message").fetchone() == (0,)
+
+        await eventually(is_gone)
 
 
 def test_a_unix_socket_whose_backlog_is_full_says_so(tmp_path: Path) -> None:

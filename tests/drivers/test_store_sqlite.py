@@ -97,6 +97,24 @@ async def test_a_lock_that_ends_in_time_is_waited_for_without_holding_up_the_loo
         assert (await waiting).attempt == 1
 
 
+async def test_a_file_that_is_not_open_to_others_for_a_moment_is_waited_for(path: Path) -> None:
+    """As while its last other user closes it: then not even the mode can be asked for."""
+    async with opened(path) as store, opened(path) as other:
+        alone = sqlite3.connect(path, isolation_level=None)
+        alone.execute("PRAGMA locking_mode = EXCLUSIVE")
+        alone.execute("BEGIN EXCLUSIVE")
+        waiting = [asyncio.create_task(take(store)), asyncio.create_task(_begun(other))]
+        await asyncio.wait(waiting, timeout=0.2)
+        assert not any(each.done() for each in waiting)
+        alone.close()
+        await asyncio.gather(*waiting)
+
+
+async def _begun(store: SqliteStore) -> None:
+    async with store.transaction() as connection:
+        connection.execute("SELECT 1")
+
+
 async def test_a_full_disk_is_told_and_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from busline.stores.sqlite import desk, schema
 

@@ -58,11 +58,19 @@ class Operation:
 
 def begin(db: sqlite3.Connection, until: float) -> None:
     """Take the write lock, before the `time.monotonic()` of `until`. Blocks. Raises sqlite3.Error."""
+    _patiently(lambda: db.execute("BEGIN IMMEDIATE"), until)
+
+
+def connected(path: str, until: float) -> sqlite3.Connection:
+    """As `connect`, and waits in the same way: nobody else has the file while its last other user closes it."""
+    return _patiently(lambda: connect(path), until)
+
+
+def _patiently(step: Callable[[], T], until: float) -> T:
     pauses = iter(_PAUSES)
     while True:
         try:
-            db.execute("BEGIN IMMEDIATE")
-            return
+            return step()
         except sqlite3.OperationalError as error:
             if not is_busy(error) or time.monotonic() > until:
                 raise
@@ -155,9 +163,10 @@ class Desk:
         while not ended:
             batch, ended = self._gather()
             try:
-                if db is None:
-                    db = connect(self._path)
-                self._carry_out(db, batch)
+                if db is None and batch:
+                    db = connected(self._path, min(operation.until for operation in batch))
+                if db is not None:
+                    self._carry_out(db, batch)
             except BaseException as error:  # the thread must live, and nobody may wait for ever
                 self._refuse(batch, error)
                 if db is not None and not is_busy(error):

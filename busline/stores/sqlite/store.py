@@ -15,7 +15,7 @@ from busline.clock import Clock, SystemClock
 from busline.errors import ConfigurationError, StoreUnavailable
 from busline.stores.base import Claimed, ClaimRecord, ClaimResult, JobRecord, Orphan, check_text, looks
 from busline.stores.sqlite import claims, jobs
-from busline.stores.sqlite.desk import Desk, Syncer, begin
+from busline.stores.sqlite.desk import Desk, Syncer, begin, connected
 from busline.stores.sqlite.faults import HOPELESS, code_of, is_busy, meaning, unavailable
 from busline.stores.sqlite.schema import connect, prepare
 from busline.stores.urls import DEFAULT_TIMEOUT, options, seconds
@@ -222,9 +222,10 @@ class SqliteStore:
     def _begin(self) -> sqlite3.Connection:
         self._opened()
         try:
+            until = time.monotonic() + self._timeout
             if self._spare is None:
-                self._spare = connect(self._path)
-            begin(self._spare, time.monotonic() + self._timeout)
+                self._spare = connected(self._path, until)
+            begin(self._spare, until)
         except sqlite3.Error as error:
             raise unavailable(error, self._path) from error
         return self._spare

@@ -138,11 +138,16 @@ class SqliteConsumer:
         if confirm:
             await self._ack_confirmed(deliveries)
             return
+        hurry = False
         for delivery in deliveries:
             if delivery in self._out:
                 self._out.discard(delivery)
                 self._session.ledger.acks.append(delivery)
-        self._session.engine.schedule()
+                hurry = hurry or delivery.message.reply_to is None
+        if hurry:
+            self._session.engine.schedule()
+        else:  # calls that were answered: most are followed by others, whose claim takes these acks along
+            self._session.engine.linger()
 
     async def release(self, *deliveries: Delivery, delay: float = 0.0) -> None:
         self._session.check_open()

@@ -26,6 +26,8 @@ PATIENCE = 30.0
 """Seconds for which the file may be locked by others before operations fail."""
 RETRY_AFTER = 0.4
 """Seconds until acks and claims are tried again after the file failed."""
+LINGER = 0.01
+"""Seconds for which what is in no hurry waits for a transaction that something else needs."""
 _HOPEFUL = 0.002
 """Seconds of being locked out after which timers, which are no finer than milliseconds, are fine enough."""
 _STREAK = 3
@@ -73,6 +75,7 @@ class Engine:
         self._pending: deque[Operation] = deque()
         self._suspects = 0  # how many of the pending ones are to be tried alone, because one of them fails
         self._handle: asyncio.Handle | None = None
+        self._lingers = False
         self._streak = 0
         self._busy_since: float | None = None
         self._since = time.time()
@@ -103,6 +106,17 @@ class Engine:
         """There is something to do: have a transaction at the end of this loop tick."""
         if self._handle is None and not self.closed:
             self._handle = self._loop.call_soon(self._flush)
+
+    def linger(self) -> None:
+        """The same, and it may as well be the next transaction of something else that comes soon."""
+        if self._handle is None and not self._lingers and not self.closed:
+            self._lingers = True
+            self._loop.call_later(LINGER, self._end_lingering)
+
+    def _end_lingering(self) -> None:
+        self._lingers = False
+        if self._ledger.has_work():
+            self.schedule()
 
     def health(self) -> Health:
         """Can the file be written?"""
