@@ -37,7 +37,7 @@ def encode(payload: object) -> bytes:
 
 def _plain(payload: object) -> bytes:
     try:
-        return orjson.dumps(payload, default=_jsonable)
+        return memoryview(orjson.dumps(payload, default=_jsonable)).tobytes()  # its own keep 4 KB, however short
     except orjson.JSONEncodeError:
         # Keys that are not strings, integers beyond 64 bits: rare, and pydantic-core has an answer for them.
         from pydantic_core import to_json

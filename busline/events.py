@@ -86,6 +86,8 @@ class Events:
     async def _publish(self) -> None:
         while self._backlog:
             key, message = self._backlog.popleft()
+            if self._deaf_until.get(key, 0.0) > self._now():
+                continue
             told = self.teller is not None and self.teller.tell(message)
             try:
                 heard = await self._transport.publish(message.topic, message)

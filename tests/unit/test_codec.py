@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -201,6 +202,15 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
 def test_json_knows_no_nan_and_no_infinity(body: bytes) -> None:
     with pytest.raises(CodecError):
         decode(body)
+
+
+def test_a_short_body_takes_little_memory_while_it_waits() -> None:
+    tracemalloc.start()
+    try:
+        kept = [encode({"number": number}) for number in range(1000)]
+        assert tracemalloc.get_traced_memory()[0] / len(kept) < 200
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_empty_body_is_null() -> None:

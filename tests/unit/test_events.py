@@ -65,6 +65,20 @@ async def test_what_nobody_hears_is_left_alone_for_a_while() -> None:
     await scene.events.aclose()
 
 
+async def test_what_waits_to_be_told_is_dropped_once_it_is_known_that_nobody_hears_it() -> None:
+    """A busy worker emits many while it is found out; to publish all of them would take longer than that holds."""
+    scene = Scene(Broker())
+    scene.broker.blocked = asyncio.Event()
+    for _ in range(50):
+        scene.emit()
+        scene.emit("fault")
+    await scene.settle()
+    scene.broker.blocked.set()
+    await scene.events.aclose()
+    assert scene.broker.topics == ["busline.event.started.orders.create", "busline.fault.orders.create"]
+    assert scene.events.dropped == 0
+
+
 async def test_what_somebody_hears_is_told_each_time() -> None:
     scene = Scene(Broker(heard=True))
     for _ in range(10):
