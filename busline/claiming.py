@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from busline.codec import decode
+from busline.codec import compact, decode
 from busline.errors import CodecError, IdempotencyConflict, IdempotencyMismatch, Undeliverable
 from busline.idempotency import OnConflict
 from busline.message import Delivery
@@ -142,7 +142,7 @@ def error_of(effects: Effects, fault: Fault | None, envelope: Envelope) -> bytes
     if envelope.replay is None:
         return error
     # So that a duplicate of the letter that was sent back does not open the key once more.
-    return orjson.dumps({**decode(error), "replay": envelope.replay})
+    return compact(orjson.dumps({**decode(error), "replay": envelope.replay}))
 
 
 def reopens(found: ClaimResult, envelope: Envelope) -> bool:

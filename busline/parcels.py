@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from busline.codec import compact
 from busline.errors import CodecError
 from busline.message import Destination, Message, ToQueue, ToTopic
 from busline.structs import struct
@@ -44,7 +45,7 @@ class Parcel:
 
 def pack(*parcels: Parcel) -> bytes:
     """One after the other; nothing for none."""
-    return orjson.dumps([parcel.fields() for parcel in parcels]) if parcels else b""
+    return compact(orjson.dumps([parcel.fields() for parcel in parcels])) if parcels else b""
 
 
 def unpack(packed: bytes) -> list[Parcel]:
