@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.peers.common import Shape
 from benchmarks.peers.environments import python_of
-from tests.servers import Rabbit, free_ports, remove, start_rabbit
+from tests.servers import SERVER, Rabbit, free_ports, remove, start_rabbit
 
 ROOT = Path(__file__).parent.parent.parent
 LONGEST = 10.0
@@ -102,8 +102,6 @@ class Servers:
         return self.nats
 
     def _start(self, name: str, *command: str) -> None:
-        if shutil.which(command[0]) is None:
-            raise FileNotFoundError(f"{command[0]} is not installed")
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.stack.callback(server.wait)
         self.stack.callback(server.terminate)
@@ -113,6 +111,16 @@ class Servers:
     def cpu(self) -> float:
         """CPU seconds of all brokers."""
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids.values())
+
+
+PROGRAMS = {"rabbitmq": SERVER, "redis": "redis-server", "nats": "nats-server"}
+"""What each broker is started by."""
+
+
+def missing(entry: Entry) -> str:
+    """The program that this machine lacks for it; "" if none."""
+    needed = (PROGRAMS[kind] for kind in entry.broker.split("+") if kind in PROGRAMS)
+    return next((program for program in needed if shutil.which(program) is None), "")
 
 
 def command(entry: Entry, role: str, url: str, *numbers: int) -> list[str]:
@@ -221,7 +229,11 @@ def tallied(folder: str) -> tuple[int, float]:
 
 def sitting(scale: float, names: list[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Every scenario once for every peer: figures by scenario and peer."""
-    chosen = [entry for entry in ENTRIES if not names or any(name in entry.module for name in names)]
+    asked = [entry for entry in ENTRIES if not names or any(name in entry.module for name in names)]
+    for entry in asked:
+        if program := missing(entry):
+            print(f"left out: {entry.name}, as {program} is not installed", file=sys.stderr)
+    chosen = [entry for entry in asked if not missing(entry)]
     table: dict[str, dict[str, dict[str, float]]] = {}
     with ExitStack() as stack:
         servers = Servers(stack)
