@@ -9,7 +9,7 @@ never guessed.
 from __future__ import annotations
 
 import os
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import orjson
@@ -60,8 +60,8 @@ class Envelope:
     """The id of the message whose handling sent this one."""
     failure: dict[str, Any] | None = None
     """Why it is a dead letter."""
-    unknown: dict[str, Any] = field(default_factory=dict)
-    """Fields of a later minor version, kept as they came."""
+    unknown: dict[str, Any] | None = None
+    """Fields of a later minor version, kept as they came; None where there are none, as a dict for each would cost."""
     key: str | None = None
     """The sender's idempotency key: messages with the same one ask for the same effect. "" = its id is the key, because
     it is tracked as a job."""
@@ -129,6 +129,8 @@ def decode_envelope(message: Message, now: float) -> Envelope:
     envelope = Envelope("", now)
     for name, value in _fields(message.meta).items():
         if name not in _FIELDS:
+            if envelope.unknown is None:
+                envelope.unknown = {}
             envelope.unknown[name] = value
             continue
         attribute, types = _FIELDS[name]

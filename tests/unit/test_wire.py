@@ -59,7 +59,7 @@ envelopes = st.builds(
     key=st.none() | name,
     replay=st.none() | name,
     failure=st.none() | st.dictionaries(text, plain, min_size=1),
-    unknown=st.dictionaries(text.filter(lambda key: key not in KNOWN), plain),
+    unknown=st.none() | st.dictionaries(text.filter(lambda key: key not in KNOWN), plain, min_size=1),
 )
 
 
