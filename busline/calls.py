@@ -7,7 +7,6 @@ Whichever comes first, its entry is gone from table and wheel when `ask` returns
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 import anyio
 
@@ -22,6 +21,7 @@ from busline.errors import (
     TransportClosed,
 )
 from busline.message import Destination, Message
+from busline.structs import entity
 from busline.telemetry import Telemetry, log
 from busline.transports.base import Inbox, Transport
 from busline.wheel import Wheel
@@ -31,7 +31,7 @@ AGAIN = (0.05, 1.0)
 """First and longest pause before a call that lost its way back is asked again, seconds."""
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class _Pending:
     reply: asyncio.Future[Message]
     sender: asyncio.Task[object] | None

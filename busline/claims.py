@@ -7,7 +7,6 @@ queue waits.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from anyio import CancelScope, create_task_group
 
@@ -26,7 +25,7 @@ from busline.running import Cancellable
 from busline.services import Services
 from busline.stores.base import Claimed, ClaimResult, Completed, Failed, InProgress, Mismatch, Orphan, Store
 from busline.storing import StoreDoor
-from busline.structs import value
+from busline.structs import entity, value
 from busline.telemetry import Telemetry
 from busline.wire import Envelope, new_id
 from busline.work import Work
@@ -37,7 +36,7 @@ TRIES = 3
 """How often a claim is tried when something was in its way that we could move."""
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class _Running:
     """A claim that has to be renewed, and whoever has to know if that fails."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
-from busline.structs import struct, value
+from busline.structs import entity, struct, value
 
 NO_HEADERS: Mapping[str, str] = {}
 DIED = "busline-died"
@@ -44,7 +44,7 @@ class Message:
     """The broker deletes it when its `ttl` has passed, wherever it waits: a dead letter that is kept for a time."""
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class Delivery:
     """One message, handed to this process and leased to it until settled. Compared and hashed by identity."""
 

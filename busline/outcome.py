@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from busline.errors import Reject, RetryLater, Undeliverable
 from busline.message import Delivery, Message
 from busline.retry import END, Retry, Verdict
-from busline.structs import value
+from busline.structs import struct, value
 from busline.wire import Envelope, encode_error, new_id, printable, reply_to
 
 Reason = (
@@ -57,7 +57,7 @@ class Release:
     delay: float = 0.0
 
 
-@dataclass(slots=True)
+@struct
 class Reply:
     """Answer the caller. Not frozen, as each call makes one, and a frozen one costs twice as much to make."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ from busline.idempotency import Idempotency
 from busline.message import QueueSpec, WorkTerms
 from busline.options import Options, Queue
 from busline.retry import JOB_RETRY, NO_RETRY, Retry
-from busline.structs import value
+from busline.structs import entity, value
 from busline.topics import check_pattern, check_topic
 from busline.wire import text_of
 
@@ -54,7 +54,7 @@ class Injecting(Protocol):
     def call(self, work: Any, context: Any, threads: Any) -> Coroutine[Any, Any, Any]: ...
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class Handler:
     """A declaration that is about to be served."""
 
@@ -80,7 +80,7 @@ class Handler:
         self.limited = options.soft_time_limit is not None or options.time_limit is not None
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class QueuePlan:
     """One queue that a worker serves."""
 

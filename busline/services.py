@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
@@ -13,7 +12,7 @@ from busline.context import Verbs
 from busline.events import Events
 from busline.message import Delivery
 from busline.registry import ErrorRegistry
-from busline.structs import value
+from busline.structs import entity, value
 from busline.telemetry import Telemetry
 from busline.transports.base import Transport
 from busline.wheel import Wheel
@@ -36,7 +35,7 @@ class Settings:
     result_ttl: float = 3600.0
 
 
-@dataclass(slots=True, eq=False)
+@entity
 class Services:
     """Made by the bus when a worker starts."""
 

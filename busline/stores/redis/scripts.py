@@ -8,9 +8,7 @@ of their sending, and `expiry` says when they are to leave those; of `changed` p
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from busline.structs import value
+from dataclasses import dataclass, fields
 
 _PRELUDE = """
 local P = KEYS[1]
@@ -254,7 +252,7 @@ return gone
 """
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Scripts:
     """The text of each."""
 

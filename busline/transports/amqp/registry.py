@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from aiormq.channel import Channel
@@ -20,6 +20,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from busline.errors import ConnectionLost
 from busline.message import QueueSpec
+from busline.structs import struct
 from busline.transports.amqp.errands import Errands
 from busline.transports.amqp.getting import get
 from busline.transports.amqp.link import Session
@@ -34,7 +35,7 @@ LOCK_TIMEOUT = 30.0
 """Seconds; the lock is held for some milliseconds by each process that starts."""
 
 
-@dataclass(slots=True)
+@struct
 class Entry:
     """One queue as it was attached last."""
 
@@ -62,7 +63,7 @@ def pairs(spec: QueueSpec) -> frozenset[tuple[str, str]]:
     return frozenset((binding.exchange, binding.routing_key) for binding in spec.bindings)
 
 
-@dataclass(slots=True)
+@struct
 class Register:
     """All queues, by name."""
 
