@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, fields
 from threading import Lock
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def _later(cls: type[T]) -> type[T]:
     program makes instances of few of the classes that it imports, and each takes half a millisecond."""
     fields_of = inspect.get_annotations(cls)
     kept = {name: kept for name, kept in vars(cls).items() if name not in (*fields_of, "__dict__", "__weakref__")}
-    made: type[T] = type(cls.__name__, (), {**kept, "__qualname__": cls.__qualname__, "__slots__": tuple(fields_of)})
+    made: Any = type(cls.__name__, (), {**kept, "__qualname__": cls.__qualname__, "__slots__": tuple(fields_of)})
 
     def complete(self: Any, *arguments: Any, **named: Any) -> None:
         with _completing:
@@ -60,8 +60,8 @@ def _later(cls: type[T]) -> type[T]:
                     setattr(made, name, vars(whole)[name])
         self.__init__(*arguments, **named)
 
-    made.__init__ = complete  # type: ignore[method-assign]  # until then
-    return made
+    made.__init__ = complete  # until then
+    return cast("type[T]", made)
 
 
 def _set_once(self: Any, name: str, value: object) -> None:
