@@ -62,7 +62,7 @@ from fastapi import BackgroundTasks, FastAPI, Request
 from busline import Bus
 from busline.integrations.fastapi import CurrentBus, combine, install
 
-bus = Bus()
+bus = Bus(call_timeout=100)
 
 @asynccontextmanager
 async def own(app):
@@ -71,7 +71,7 @@ async def own(app):
     print("own ends", flush=True)
 
 app = FastAPI(lifespan=combine(own, bus.lifespan))
-install(app, timeout=20, timeout_header="X-Timeout", retry_after=2.5)
+install(app, timeout=60, timeout_header="X-Timeout", retry_after=2.5)
 
 @app.get("/own")
 async def greet(request: Request):
@@ -101,7 +101,7 @@ from aiohttp import web
 from busline import Bus
 from busline.integrations.aiohttp import get_bus
 
-bus = Bus()
+bus = Bus(call_timeout=100)
 app = web.Application()
 tasks = set()
 GREETING = web.AppKey("greeting", str)
@@ -113,7 +113,7 @@ async def own(app):
     print("own ends", flush=True)
 
 app.cleanup_ctx.append(own)
-bus.setup(app, timeout=20, timeout_header="X-Timeout", retry_after=2.5)
+bus.setup(app, timeout=60, timeout_header="X-Timeout", retry_after=2.5)
 
 async def greet(request):
     return web.json_response(request.app[GREETING])
