@@ -14,6 +14,9 @@ ALONE = { echo "== once more, one at a time: what failed above"; \
 CHECKS = printf '%s\n' 'pyright --pythonpath $(BIN)/python' mypy 'ruff check' 'ruff format --check' \
 	| xargs -P 2 -I{} sh -c '$(BIN)/{}'
 
+# One process compiles the tests while types are checked; else each of the six does so.
+COLLECT = $(BIN)/python -m pytest --collect-only --quiet >.venv/collected.log 2>&1
+
 # pyright ships inside its package; without this it would look for a newer release on every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,8 +33,8 @@ demo: .venv/installed ## four workers, one of them killed, and the count of what
 	@$(BIN)/busline demo $(URL)
 
 test: .venv/developed ## lint, types and all tests, JOBS=6 at a time: they wait more than they compute
-	@status=0; \
-	$(CHECKS) || status=1; \
+	@status=0; $(COLLECT) & \
+	$(CHECKS) || status=1; wait; \
 	$(BIN)/python -m pytest -n $(JOBS) || { [ $$? -eq 1 ] && $(ALONE); } || status=1; \
 	exit $$status
 
