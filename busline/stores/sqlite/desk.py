@@ -58,15 +58,16 @@ class Operation:
 
 def begin(db: sqlite3.Connection, until: float) -> None:
     """Take the write lock, before the `time.monotonic()` of `until`. Blocks. Raises sqlite3.Error."""
-    _patiently(lambda: db.execute("BEGIN IMMEDIATE"), until)
+    patiently(lambda: db.execute("BEGIN IMMEDIATE"), until)
 
 
 def connected(path: str, until: float) -> sqlite3.Connection:
     """As `connect`, and waits in the same way: nobody else has the file while its last other user closes it."""
-    return _patiently(lambda: connect(path), until)
+    return patiently(lambda: connect(path), until)
 
 
-def _patiently(step: Callable[[], T], until: float) -> T:
+def patiently(step: Callable[[], T], until: float) -> T:
+    """What `step` returns, once others have unlocked the file, before the `time.monotonic()` of `until`. Blocks."""
     pauses = iter(_PAUSES)
     while True:
         try:

@@ -15,8 +15,8 @@ from busline.clock import Clock, SystemClock
 from busline.errors import ConfigurationError, StoreUnavailable
 from busline.stores.base import Claimed, ClaimRecord, ClaimResult, JobRecord, Orphan, check_text, looks
 from busline.stores.sqlite import claims, jobs
-from busline.stores.sqlite.desk import Desk, Syncer, begin, connected
-from busline.stores.sqlite.faults import HOPELESS, code_of, is_busy, meaning, unavailable
+from busline.stores.sqlite.desk import Desk, Syncer, begin, connected, patiently
+from busline.stores.sqlite.faults import HOPELESS, code_of, meaning, unavailable
 from busline.stores.sqlite.schema import connect, prepare
 from busline.stores.urls import DEFAULT_TIMEOUT, options, seconds
 
@@ -203,21 +203,19 @@ class SqliteStore:
         return self._desk
 
     def _prepare(self) -> None:
-        until = time.monotonic() + self._timeout
-        while True:
-            try:
-                db = connect(self._path)
-                try:
-                    prepare(db, self._path)
-                finally:
-                    db.close()
-                return
-            except (sqlite3.Error, OSError) as error:
-                if code_of(error) in HOPELESS or isinstance(error, OSError):
-                    raise ConfigurationError(meaning(error, self._path)) from error
-                if not is_busy(error) or time.monotonic() > until:
-                    raise unavailable(error, self._path) from error
-            time.sleep(0.01)
+        try:
+            patiently(self._prepare_once, time.monotonic() + self._timeout)
+        except (sqlite3.Error, OSError) as error:
+            if code_of(error) in HOPELESS or isinstance(error, OSError):
+                raise ConfigurationError(meaning(error, self._path)) from error
+            raise unavailable(error, self._path) from error
+
+    def _prepare_once(self) -> None:
+        db = connect(self._path)
+        try:
+            prepare(db, self._path)
+        finally:
+            db.close()
 
     def _begin(self) -> sqlite3.Connection:
         self._opened()
