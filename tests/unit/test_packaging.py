@@ -9,11 +9,12 @@ import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
 from email.message import Message
-from importlib.metadata import distribution
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +131,12 @@ def test_versions_are_pinned_plainly() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert pins == sorted(pins, key=lambda pin: pin.partition("==")[0].lower())
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", pin) for pin in pins), "name==version and nothing else"
+
+
+def test_what_is_pinned_runs_on_the_oldest_python_that_busline_names() -> None:
+    """Debian 12 has 3.11.2: a release that asks for a later one cannot be installed there, and nothing else can."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    asked = {each.name: each.metadata["Requires-Python"] for each in distributions()}
+    refused = {name for name, wanted in asked.items() if wanted and oldest not in SpecifierSet(wanted)}
+    assert not refused
