@@ -71,7 +71,7 @@ class Calls:
     def __len__(self) -> int:
         return len(self._pending)
 
-    async def ask_again(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
+    async def ask_again(self, to: Destination, message: Message, timeout: float, deadline: float) -> Message:
         """As `ask`, for a call that may be handled twice: when the broker goes away it is asked once more, with the
         same message and a fresh correlation id, until an answer or the deadline ends it. The cause of a CallTimeout is
         what went wrong last."""
@@ -79,7 +79,7 @@ class Calls:
         lost: Exception | None = None
         while True:
             try:
-                return await self.ask(to, message, timeout=timeout, deadline=deadline)
+                return await self.ask(to, message, timeout, deadline)
             except CallTimeout as error:
                 raise error from lost
             except (ReplyLost, ConnectionLost, OutcomeUnknown) as error:
@@ -89,7 +89,7 @@ class Calls:
             await anyio.sleep(pause)
             pause = min(longest, pause * 2)
 
-    async def ask(self, to: Destination, message: Message, *, timeout: float, deadline: float) -> Message:
+    async def ask(self, to: Destination, message: Message, timeout: float, deadline: float) -> Message:
         """Send `message` and return the reply to it. Raises CallTimeout at `deadline`, ReplyLost if no reply can come
         any more, and what sending raises. `timeout` is what the caller asked for, for the error's text."""
         if self._closed:

@@ -58,6 +58,10 @@ class Events:
         """Somebody may listen to what a worker tells of each message of `topic`: received, started, succeeded."""
         return self._quiet.get(topic, 0.0) <= now
 
+    def sent_heard(self, topic: str, now: float) -> bool:
+        """Somebody may listen to what is told when a message of `topic` is sent."""
+        return self._deaf_until.get(("event.sent", topic), 0.0) <= now
+
     def emit(self, kind: str, topic: str, envelope: Envelope, **fields: Any) -> None:
         """`kind` ("event.started", "fault", …) happened to a message of `topic`; our own topics are left out."""
         now = self._now()

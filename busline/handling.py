@@ -164,31 +164,32 @@ class Handling:
         if work.held is not None:
             await claims.end(work.held)
 
-    async def _attempt(self, work: Work, slot: SlotLike) -> None:
-        """Run until there is an outcome other than "once more, at once", and settle it."""
-        delivery = work.delivery
+    def _attempt(self, work: Work, slot: SlotLike) -> Awaitable[None]:
+        """Run until there is an outcome other than "once more, at once", and settle it. What never waits has run, and
+        is about to be settled, when this returns."""
         if work.handler.options.ack == "early":
-            work.settle_by(EARLY_ACK)
-            if not await self._settlement.acked(work):
-                return
+            return self._attempt_acked(work, slot)
+        effects = self._start(work, slot)
+        if not isinstance(effects, tuple) or _run_again(effects) or work.settled or work.held is not None:
+            return self._go_on(work, slot, effects)
+        work.over = True
+        return self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
+
+    async def _attempt_acked(self, work: Work, slot: SlotLike) -> None:
+        work.settle_by(EARLY_ACK)
+        if await self._settlement.acked(work):
+            await self._go_on(work, slot, self._start(work, slot))
+
+    async def _go_on(self, work: Work, slot: SlotLike, effects: Effects | Awaitable[Effects]) -> None:
+        """What `_attempt` is about, where it takes more than one step."""
         while True:
-            if work.heard:
-                self._emit("event.started", delivery.message.topic, work.envelope, queue=delivery.queue)
-            try:
-                body = await self._runner.run(work, slot)
-                if work.held is None and work.outbox is not None:
-                    await work.flush(self._services.transport)
-            except BaseException as error:
-                if ends_task(error, slot.task):
-                    raise
-                effects = self._failed(work, error)
-            else:
-                effects = self._succeeded(work, body)
-            if not effects or type(effects[0]) is not RunAgain:
+            effects = effects if isinstance(effects, tuple) else await effects
+            if (again := _run_again(effects)) is None:
                 break
-            work.envelope, work.outbox = effects[0].envelope, None
+            work.envelope, work.outbox = again.envelope, None
             if work.held is not None:
                 await work.held.begin_again()
+            effects = self._start(work, slot)
         work.over = True
         if work.settled:
             effects = self._left_to_do(work, effects)
@@ -196,7 +197,34 @@ class Handling:
             if work.result is None or work.requeue is not None:
                 await work.held.undo()  # before anything else is written, which its locks could keep from happening
             effects = _with_claim(work, effects)
-        await self._settlement.carry_out(effects, delivery, work.envelope, work.consumer, work.held)
+        await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer, work.held)
+
+    def _start(self, work: Work, slot: SlotLike) -> Effects | Awaitable[Effects]:
+        """Begin one attempt: what comes of it, or what waits for that."""
+        if work.heard:
+            self._emit("event.started", work.delivery.message.topic, work.envelope, queue=work.delivery.queue)
+        try:
+            body = self._runner.begin(work, slot)
+        except BaseException as error:
+            return self._raised(work, slot, error)
+        if work.outbox is not None or not isinstance(body, bytes):
+            return self._wait(work, slot, body)
+        return self._succeeded(work, body)
+
+    async def _wait(self, work: Work, slot: SlotLike, body: bytes | Awaitable[bytes]) -> Effects:
+        """For the handler, and for what it sent to leave."""
+        try:
+            body = body if isinstance(body, bytes) else await body
+            if work.held is None and work.outbox is not None:
+                await work.flush(self._services.transport)
+        except BaseException as error:
+            return self._raised(work, slot, error)
+        return self._succeeded(work, body)
+
+    def _raised(self, work: Work, slot: SlotLike, error: BaseException) -> Effects:
+        if ends_task(error, slot.task):
+            raise error
+        return self._failed(work, error)
 
     def _succeeded(self, work: Work, body: bytes) -> Effects:
         if work.held is not None:
@@ -282,8 +310,8 @@ class Handling:
         elif why == "time_limit":
             limit = work.handler.options.time_limit or 0.0
             effects = self._failed(work, TimeLimitExceeded(limit))
-            if effects and type(effects[0]) is RunAgain:  # the slot was cancelled, so "at once" is by a copy
-                message = outcome.later(work.delivery, effects[0].envelope, delay=0.0, now=self._now())
+            if again := _run_again(effects):  # the slot was cancelled, so "at once" is by a copy
+                message = outcome.later(work.delivery, again.envelope, delay=0.0, now=self._now())
                 effects = (Resend(message), outcome.ACK)
         else:
             effects = (Release(),)
@@ -306,6 +334,11 @@ class Handling:
                 await work.held.let_go()
             except StoreUnavailable as error:  # then its lease ends
                 self._telemetry.unsettled(work.delivery, error)
+
+
+def _run_again(effects: Effects) -> RunAgain | None:
+    first = effects[0] if effects else None
+    return first if isinstance(first, RunAgain) else None
 
 
 def _with_claim(work: Work, effects: Effects) -> Effects:

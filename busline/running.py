@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextvars import Context as Variables
 from contextvars import copy_context
 from functools import partial
 from inspect import isawaitable
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from anyio import CapacityLimiter
 
@@ -51,49 +52,62 @@ class Runner:
         self._before = services.before
         self._notices = services.notices
 
-    async def run(self, work: Work, slot: Cancellable) -> bytes:
-        """The JSON of what the handler returned; null where nobody asks for it. Raises what the handler raises."""
-        handler, message = work.handler, work.delivery.message
-        binding = handler.binding
+    def begin(self, work: Work, slot: Cancellable) -> bytes | Coroutine[Any, Any, bytes]:
+        """Call the handler. The JSON of what it returned if it never waits, as many do, else what waits for that; null
+        where nobody asks for it. Raises what the handler raises. A coroutine only where something waits: each one that
+        a message passes through costs it a microsecond or two."""
+        handler = work.handler
         began = self._now() if handler.limited else 0.0
-        watched: Watched = ()
+        # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
+        variables = copy_context()
+        observer = self._telemetry.observer
+        if observer is not None:
+            work.span = variables.run(observer.starting, work.delivery, work.envelope, handler)
+        if self._before is not None:
+            self._before(work)
+        context = Context(self._bus, work.delivery, work.envelope, work)
+        variables.run(CURRENT.set, context)
+        result: Any
+        if handler.injection is not None:
+            result = handler.injection.call(work, context, self._threads)
+        elif handler.binding.is_async:
+            result = variables.run(handler.binding.invoke, work.payload, context)
+        else:
+            return self._watched(work, slot, began, self._elsewhere(work, slot, variables, context))
+        if type(result) is not CoroutineType:
+            if not isawaitable(result):  # a decorator may return anything
+                return _json(work, result)
+            result = _awaited(result)
         try:
-            # Each message has context variables of its own: what one handler sets, the slot's next one must not see.
-            variables = copy_context()
-            observer = self._telemetry.observer
-            if observer is not None:
-                work.span = variables.run(observer.starting, work.delivery, work.envelope, handler)
-            if self._before is not None:
-                self._before(work)
-            if handler.options.executor == "process":
-                watched = self._watch(work, slot, began)
-                return await run_in_process(binding.function, message.body, self._threads)
-            context = Context(self._bus, work.delivery, work.envelope, work)
-            variables.run(CURRENT.set, context)
-            if handler.injection is not None:
-                result = handler.injection.call(work, context, self._threads)
-            elif binding.is_async:
-                result = variables.run(binding.invoke, work.payload, context)
-            else:
-                watched = self._watch(work, slot, began)
-                work.thread = ThreadRun()
-                result = await work.thread.run(variables, partial(binding.invoke, work.payload, context), self._threads)
-            if type(result) is CoroutineType or isawaitable(result):  # also what a plain function returns
-                coroutine = result if type(result) is CoroutineType else _awaited(result)
-                try:
-                    awaited = variables.run(coroutine.send, None)
-                except StopIteration as end:  # It never waits, as many do: there is nothing to watch.
-                    result = end.value
-                else:
-                    watched = watched or self._watch(work, slot, began)
-                    work.drive = Drive(variables, coroutine, slot.task, awaited)
-                    result = await work.drive
-            return NULL if message.reply_to is None and work.held is None else encode(result)
+            awaited = variables.run(result.send, None)
+        except StopIteration as end:
+            return _json(work, end.value)
+        work.drive = Drive(variables, result, slot.task, awaited)
+        return self._watched(work, slot, began, work.drive)
+
+    async def _watched(self, work: Work, slot: Cancellable, began: float, running: Awaitable[Any]) -> bytes:
+        watched = self._watch(work, slot, began)
+        try:
+            result = await running
         finally:
             # What the drive runs knows the work through its context: a circle, which only the garbage collector ends.
             work.drive = None
             for wheel, key, ticket in watched:
                 wheel.discard(key, ticket)
+        # Another process has written the JSON itself.
+        return cast("bytes", result) if work.handler.options.executor == "process" else _json(work, result)
+
+    async def _elsewhere(self, work: Work, slot: Cancellable, variables: Variables, context: Context) -> Any:
+        """What a plain function returns, in another process or in a thread."""
+        binding, threads = work.handler.binding, self._threads
+        if work.handler.options.executor == "process":
+            return await run_in_process(binding.function, work.delivery.message.body, threads)
+        work.thread = ThreadRun()
+        result = await work.thread.run(variables, partial(binding.invoke, work.payload, context), threads)
+        if not isawaitable(result):  # also a plain function may return what is
+            return result
+        work.drive = Drive(variables, _awaited(result), slot.task)
+        return await work.drive
 
     def _watch(self, work: Work, slot: Cancellable, began: float) -> Watched:
         """Bound the time of a handler that goes on, and let its caller be told; returns what is to be discarded."""
@@ -115,6 +129,10 @@ async def call_apart(call: Callable[[], Any], context: Context, is_async: bool, 
     result = variables.run(call) if is_async else await ThreadRun().run(variables, call, threads)
     if isawaitable(result):
         await Drive(variables, _awaited(result))
+
+
+def _json(work: Work, result: object) -> bytes:
+    return NULL if work.delivery.message.reply_to is None and work.held is None else encode(result)
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:

@@ -86,7 +86,7 @@ class Verbs(Router):
     ) -> None:
         super().__init__(retry=retry)
         self._routes = Routes(routes)
-        self._call_timeout = call_timeout
+        self._call_timeout = check_seconds("call_timeout", call_timeout)
         self._settings = settings
         self._clock = clock
         self._session: Session | None = None
@@ -159,15 +159,16 @@ class Verbs(Router):
         if not isinstance(topic, str):
             topic, declared = self._refer(topic, payload)
             returns = declared if returns is None else returns
-        session = self._open_session
+        session = self._session or self._open_session
         body = self._encode(payload)
         now = self._clock.time()
         timeout, deadline = self._deadline(topic, timeout, now)
         check_topic(topic)
         envelope = self._envelope(now, None, deadline)
         envelope.key = idempotency_key
-        request = Message(topic, body, envelope.encode(), headers or {}, priority=priority or 0, ttl=deadline - now)
-        session.events.emit("event.sent", topic, envelope)
+        request = Message(topic, body, envelope.encode(), headers or {}, None, None, priority or 0, 0.0, timeout)
+        if session.events.sent_heard(topic, now):
+            session.events.emit("event.sent", topic, envelope)
         reply = await self._ask(session.calls, request, envelope, queue, timeout, deadline)
         return result_of(reply, topic, returns, self._errors, session.transport)
 
@@ -378,7 +379,7 @@ class Verbs(Router):
         return Message(topic, self._encode(payload), envelope.encode(), headers or {}, ttl=ttl)
 
     def _deadline(self, topic: str, timeout: float | None, now: float) -> tuple[float, float]:
-        timeout = check_seconds("timeout", self._call_timeout if timeout is None else timeout)
+        timeout = self._call_timeout if timeout is None else check_seconds("timeout", timeout)
         cause, bound = CURRENT.get(), BOUND.get()
         if cause is not None and cause.deadline is not None:
             timeout = min(timeout, cause.deadline - now)
@@ -409,7 +410,7 @@ class Verbs(Router):
             ask = partial(self._ask_owner, ask, fallback)
         if self._telemetry.observer is not None:
             ask = partial(self._ask_observed, ask, envelope, queue)
-        return ask(to, request, timeout=timeout, deadline=deadline)
+        return ask(to, request, timeout, deadline)
 
     async def _ask_observed(
         self,
@@ -418,7 +419,6 @@ class Verbs(Router):
         queue: str | None,
         to: Destination,
         request: Message,
-        *,
         timeout: float,
         deadline: float,
     ) -> Message:
@@ -426,7 +426,7 @@ class Verbs(Router):
         assert observer is not None, "the caller has looked"
         began = observer.calling(request, envelope, queue)
         try:
-            reply = await ask(to, request, timeout=timeout, deadline=deadline)
+            reply = await ask(to, request, timeout, deadline)
         except BaseException as error:
             observer.called(began, None, error)
             raise
@@ -439,12 +439,11 @@ class Verbs(Router):
         fallback: str,
         to: Destination,
         request: Message,
-        *,
         timeout: float,
         deadline: float,
     ) -> Message:
         """As `ask`, or where nobody owns the topic, of the queue of the fallback."""
         try:
-            return await ask(to, request, timeout=timeout, deadline=deadline)
+            return await ask(to, request, timeout, deadline)
         except NoHandler:
-            return await ask(ToQueue(fallback), request, timeout=timeout, deadline=deadline)
+            return await ask(ToQueue(fallback), request, timeout, deadline)

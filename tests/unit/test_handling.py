@@ -324,6 +324,7 @@ async def test_a_slot_that_is_closed_with_its_loop_is_no_failure_of_the_handler(
         handle = queue._handling.handle(delivery, None, queue._slots[0])  # type: ignore[arg-type]  # it never settles
         task = asyncio.create_task(handle, name="slot")
         await started.wait()
+        await asyncio.sleep(0)  # the slot waits for the handler now
         handle.close()
         waiting[0].cancel()
         await asyncio.wait([task])

@@ -184,10 +184,9 @@ async def test_no_verb_takes_what_is_no_time(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", NO_TIME)
-async def test_nor_does_a_bus_as_its_default(seconds: float) -> None:
-    async with Bus("memory://no-time", call_timeout=seconds) as bus:
-        with pytest.raises(ConfigurationError, match="timeout"):
-            await bus.call("a.topic")
+def test_nor_does_a_bus_as_its_default(seconds: float) -> None:
+    with pytest.raises(ConfigurationError, match="call_timeout"):
+        Bus("memory://no-time", call_timeout=seconds)
 
 
 async def test_a_very_long_time_is_one() -> None:
