@@ -197,11 +197,11 @@ async def test_a_transport_that_lives_in_one_event_loop_is_refused() -> None:
             bus.sync().publish("any.thing")
 
 
-def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(program: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=folder,
-        env={**os.environ, "BUSLINE_URL": f"sqlite:///{folder}/bus.db"},
+        env={**os.environ, "BUSLINE_URL": f"sqlite:///{folder}/bus.db", **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -209,9 +209,13 @@ def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_script_need_not_close_it(served: Bus, tmp_path: Path) -> None:
-    done = run("from busline import Bus; print(Bus().sync().call('sums.double', 4))", tmp_path)
+def test_a_script_need_not_close_it_and_leaves_nothing_behind(served: Bus, tmp_path: Path) -> None:
+    mine, temporary = tmp_path / "bus.db-run", tmp_path / "tmp"
+    temporary.mkdir()
+    before = set(mine.iterdir())
+    done = run("from busline import Bus; print(Bus().sync().call('sums.double', 4))", tmp_path, TMPDIR=str(temporary))
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+    assert (set(mine.iterdir()), list(temporary.iterdir())) == (before, [])
 
 
 def test_a_call_that_hangs_in_a_forgotten_thread_does_not_keep_the_script_alive(served: Bus, tmp_path: Path) -> None:

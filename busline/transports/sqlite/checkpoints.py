@@ -7,7 +7,6 @@ So the loop's own connection never does it; a thread with a connection of its ow
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import sqlite3
@@ -52,12 +51,8 @@ class Checkpoints:
             self._thread.start()
         self._wake.put(True)
 
-    async def aclose(self) -> None:
-        """The thread has ended."""
-        await asyncio.to_thread(self.end)
-
     def end(self) -> None:
-        """The same, blocking."""
+        """The thread has ended when this returns, which may take as long as moving the log."""
         if self._thread is not None:
             self._wake.put(False)
             self._thread.join()

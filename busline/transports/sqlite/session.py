@@ -190,9 +190,12 @@ class Session:
         self.engine.close()
         self.peers.close()
         await self.sync.aclose()
-        await self.checkpoints.aclose()
-        await asyncio.to_thread(self.db.close)  # the last one to close moves what is in the log
+        await _beside(self._close_file)
         self.files.remove()
+
+    def _close_file(self) -> None:
+        self.checkpoints.end()
+        self.db.close()  # the last one to close moves what is in the log
 
     def die(self) -> None:
         """End as SIGKILL would: locks, sockets and connection go, the file stays as it is."""
@@ -259,3 +262,13 @@ class Session:
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+async def _beside(work: Callable[[], None]) -> None:
+    """Do it in a thread; or here when the program ends, and no thread is to be had: nobody is held up then."""
+    try:
+        done = asyncio.get_running_loop().run_in_executor(None, work)
+    except RuntimeError:
+        work()
+    else:
+        await done
