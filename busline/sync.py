@@ -40,7 +40,9 @@ from busline.signatures import (
     SendOptions,
 )
 from busline.sync_jobs import SyncJob
+from busline.telemetry import log
 from busline.topics import Topic
+from busline.wire import text_of
 
 if TYPE_CHECKING:
     from busline.bus import Bus
@@ -142,13 +144,20 @@ class SyncBus:
             self._ended.set_result(None)
 
     async def _until_stopped(self, ready: Future[BlockingPortal]) -> None:
+        failure: Exception | None = None
         async with AsyncExitStack() as opened:
             await opened.enter_async_context(self._bus)
             # The bus is closed before the portal, which would wait for calls that nobody can answer any more.
-            async with BlockingPortal() as portal, opened.pop_all():
-                if ready.set_running_or_notify_cancel():
-                    ready.set_result(portal)
-                    await portal.sleep_until_stopped()
+            async with BlockingPortal() as portal:
+                try:
+                    async with opened.pop_all():
+                        if ready.set_running_or_notify_cancel():
+                            ready.set_result(portal)
+                            await portal.sleep_until_stopped()
+                except Exception as error:  # the portal would make a group of it
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def _stop(self) -> bool:
         """Begin to close; False if there is nothing to wait for."""
@@ -164,8 +173,12 @@ class SyncBus:
         return self._thread is not None
 
     def _at_exit(self) -> None:
-        if self._stop() and self._thread is not None:
-            self._thread.join(EXIT_TIMEOUT)
+        if not self._stop() or self._thread is None:
+            return
+        self._thread.join(EXIT_TIMEOUT)
+        if self._ended.done() and (error := self._ended.exception()) is not None:
+            text = "a bus could not be closed at the end of the program: %s"
+            log.warning(text, text_of(error), extra={"event": "sync_close_failed"})
 
     # -- verbs --------------------------------------------------------------------------------------------------
 

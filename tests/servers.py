@@ -328,9 +328,11 @@ def make_certificates(folder: Path) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30")
-    openssl("req", "-x509", *new_key, "-subj", "/CN=busline test CA", "-keyout", "ca.key", "-out", "ca.pem")
+    signs = ("-addext", "keyUsage=critical,keyCertSign")  # else Python 3.13 trusts nothing that it has signed
+    openssl("req", "-x509", *new_key, *signs, "-subj", "/CN=busline test CA", "-keyout", "ca.key", "-out", "ca.pem")
     openssl("req", "-new", *new_key[:-2], "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
-    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    names = "subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+    (folder / "names").write_text(names)
     signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30", "-extfile", "names")
     openssl("x509", "-req", "-in", "server.csr", *signed_by, "-out", "server.pem")
     (folder / "server.key").chmod(0o600)

@@ -27,6 +27,8 @@ loop, done, lags = [], [], []
 
 def note(event, *details):
     waits = event != "fcntl.flock" or not details[1] & fcntl.LOCK_NB
+    if event == "time.sleep":  # Python tells of it since 3.13; some microseconds are for the lock of SQLite's file
+        waits = details[0] > 1e-4
     if loop and threading.get_ident() == loop[0] and waits:
         done.append(f"{event} {details[:1]}")
 

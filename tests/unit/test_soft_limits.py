@@ -284,7 +284,8 @@ async def test_a_group_with_other_errors_stays_a_group() -> None:
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await driven(handler, scene.entered, SoftTimeLimitExceeded(SOFT))
-    assert {type(error) for error in caught.value.exceptions} == {SoftTimeLimitExceeded, KeyError}
+    # Since 3.13, asyncio keeps whatever is a CancelledError out of a group with other errors.
+    assert {KeyError} <= {type(error) for error in caught.value.exceptions} <= {SoftTimeLimitExceeded, KeyError}
 
 
 async def fails_when_cancelled(scene: Scene) -> None:

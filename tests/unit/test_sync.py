@@ -218,6 +218,20 @@ def test_a_script_need_not_close_it_and_leaves_nothing_behind(served: Bus, tmp_p
     assert (set(mine.iterdir()), list(temporary.iterdir())) == (before, [])
 
 
+def test_what_keeps_it_from_closing_at_the_end_of_the_program_is_told(served: Bus, tmp_path: Path) -> None:
+    program = """
+from busline import Bus
+from busline.transports.sqlite import SqliteTransport
+async def fails(transport):
+    raise OSError("the disk is full")
+print(Bus().sync().call("sums.double", 4))
+SqliteTransport.aclose = fails
+"""
+    done = run(program, tmp_path)
+    assert done.stdout == "8\n"
+    assert "a bus could not be closed at the end of the program: the disk is full" in done.stderr
+
+
 def test_a_call_that_hangs_in_a_forgotten_thread_does_not_keep_the_script_alive(served: Bus, tmp_path: Path) -> None:
     program = """
 import threading, time
