@@ -37,8 +37,8 @@ class Binding:
     """
 
     __slots__ = (
-        *("_by_name", "_context_name", "_error_name", "_parse", "_payload_names"),
-        *("dependencies", "function", "invoke", "is_async"),
+        *("_by_name", "_context_name", "_error_name", "_payload_names"),
+        *("dependencies", "function", "invoke", "is_async", "read"),
     )
 
     def __init__(self, function: Function, *, on_failure_of: Binding | None = None) -> None:
@@ -54,22 +54,19 @@ class Binding:
         self._payload_names = tuple(p.name for p in payload)
         named = on_failure_of._payload_names if on_failure_of is not None and on_failure_of._by_name else ()
         self._by_name: bool = len(payload) > 1 or (len(payload) == 1 and payload[0].name in named)
-        self._parse = _object_parser(function, payload) if self._by_name else _parser(payload)
+        self.read = _object_parser(function, payload) if self._by_name else _parser(payload)
+        """As `parse`, but that it raises what `refusal_of` makes something of."""
         self.invoke: Callable[[Any, Context], Any] = self._by_place(parameters) or self._by_names
         """Call the function with a payload that `parse` made: a coroutine for an async one, else its result."""
 
     def parse(self, body: bytes) -> Any:
         """The payload for `invoke`. Raises InvalidPayload, or CodecError for what is not even JSON."""
         try:
-            return self._parse(body)
+            return self.read(body)
         except CodecError:
             raise
-        except ValidationError as error:
-            if is_malformed(error):
-                raise CodecError(f"the body is not JSON: {describe(error)}") from error
-            raise InvalidPayload(describe(error)) from error
-        except Exception as error:  # validators are the handler's own code, and may raise anything
-            raise InvalidPayload(f"{type(error).__name__}: {text_of(error)}") from error
+        except Exception as error:
+            raise refusal_of(error) from error
 
     def _by_place(self, parameters: list[inspect.Parameter]) -> Callable[[Any, Context], Any] | None:
         """`invoke` for a function that takes the payload first and maybe the context second, or None: arguments by name
@@ -117,6 +114,17 @@ class Binding:
     def wants_context(self) -> bool:
         """One of the parameters is the Context."""
         return self._context_name is not None
+
+
+def refusal_of(error: Exception) -> InvalidPayload | CodecError:
+    """What an error of `Binding.read` says of the message."""
+    if isinstance(error, CodecError):
+        return error
+    if not isinstance(error, ValidationError):  # validators are the handler's own code, and may raise anything
+        return InvalidPayload(f"{type(error).__name__}: {text_of(error)}")
+    if is_malformed(error):
+        return CodecError(f"the body is not JSON: {describe(error)}")
+    return InvalidPayload(describe(error))
 
 
 def reply_type(function: Function) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from busline import claiming, outcome
-from busline.binding import InvalidPayload
+from busline.binding import InvalidPayload, refusal_of
 from busline.claims import Claims
 from busline.driving import ends_task
 from busline.errors import (
@@ -128,9 +128,10 @@ class Handling:
         if len(body) > limit:
             return self._unreadable(delivery, envelope, MessageTooLarge(len(body), limit), "too_large", now)
         try:
-            payload = handler.binding.parse(body)
-        except (InvalidPayload, CodecError) as error:
-            return self._unreadable(delivery, envelope, error, _REASONS[type(error)], now)
+            payload = handler.binding.read(body)
+        except Exception as error:
+            refusal = refusal_of(error)
+            return self._unreadable(delivery, envelope, refusal, _REASONS[type(refusal)], now)
         return Work(delivery, envelope, handler, consumer, payload, now, heard)
 
     def _unreadable(
@@ -169,8 +170,11 @@ class Handling:
         is about to be settled, when this returns."""
         if work.handler.options.ack == "early":
             return self._attempt_acked(work, slot)
-        effects = self._start(work, slot)
-        if not isinstance(effects, tuple) or _run_again(effects) or work.settled or work.held is not None:
+        begun = self._start(work, slot)
+        if not isinstance(begun, bytes):
+            return self._go_on(work, slot, begun)
+        effects = self._succeeded(work, begun)
+        if work.settled or work.held is not None:
             return self._go_on(work, slot, effects)
         work.over = True
         return self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer)
@@ -180,16 +184,19 @@ class Handling:
         if await self._settlement.acked(work):
             await self._go_on(work, slot, self._start(work, slot))
 
-    async def _go_on(self, work: Work, slot: SlotLike, effects: Effects | Awaitable[Effects]) -> None:
+    async def _go_on(self, work: Work, slot: SlotLike, begun: bytes | Effects | Awaitable[Effects]) -> None:
         """What `_attempt` is about, where it takes more than one step."""
         while True:
-            effects = effects if isinstance(effects, tuple) else await effects
+            if isinstance(begun, bytes):
+                effects = self._succeeded(work, begun)
+            else:
+                effects = begun if isinstance(begun, tuple) else await begun
             if (again := _run_again(effects)) is None:
                 break
             work.envelope, work.outbox = again.envelope, None
             if work.held is not None:
                 await work.held.begin_again()
-            effects = self._start(work, slot)
+            begun = self._start(work, slot)
         work.over = True
         if work.settled:
             effects = self._left_to_do(work, effects)
@@ -199,17 +206,18 @@ class Handling:
             effects = _with_claim(work, effects)
         await self._settlement.carry_out(effects, work.delivery, work.envelope, work.consumer, work.held)
 
-    def _start(self, work: Work, slot: SlotLike) -> Effects | Awaitable[Effects]:
-        """Begin one attempt: what comes of it, or what waits for that."""
+    def _start(self, work: Work, slot: SlotLike) -> bytes | Effects | Awaitable[Effects]:
+        """Begin one attempt: the result of what never waits and sends nothing, what comes of a failure, or what waits
+        for either."""
         if work.heard:
             self._emit("event.started", work.delivery.message.topic, work.envelope, queue=work.delivery.queue)
         try:
             body = self._runner.begin(work, slot)
         except BaseException as error:
             return self._raised(work, slot, error)
-        if work.outbox is not None or not isinstance(body, bytes):
-            return self._wait(work, slot, body)
-        return self._succeeded(work, body)
+        if work.outbox is None and isinstance(body, bytes):
+            return body
+        return self._wait(work, slot, body)
 
     async def _wait(self, work: Work, slot: SlotLike, body: bytes | Awaitable[bytes]) -> Effects:
         """For the handler, and for what it sent to leave."""

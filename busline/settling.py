@@ -113,8 +113,13 @@ class Settlement:
             for effect in effects:
                 if effect is ACK:
                     await consumer.ack(delivery)
-                elif type(effect) is Reply:
-                    await self._reply(delivery, effect.message)
+                elif type(effect) is Reply and self._telemetry.observer is None:
+                    # As `_answer`, of which each call would pay for the coroutine.
+                    try:
+                        delivered = await self._transport.reply(delivery.message.reply_to or "", effect.message)
+                    except MessageTooLarge as error:
+                        delivered = await self._say_too_large(delivery, error)
+                    self._telemetry.stats.replies_to_nobody += not delivered
                 elif held is not None and isinstance(effect, Complete | Fail | LetGo):
                     await _record(effect, held)
                 elif type(effect) is Leave:
@@ -205,16 +210,17 @@ class Settlement:
         return delivered
 
     async def _answer(self, delivery: Delivery, message: Message) -> bool:
-        address = delivery.message.reply_to or ""
         try:
-            delivered = await self._transport.reply(address, message)
+            delivered = await self._transport.reply(delivery.message.reply_to or "", message)
         except MessageTooLarge as error:
-            text = f"the result does not fit into a reply: {error}"
-            body = encode_error("busline.too_large", text, {"size": error.size, "limit": error.limit})
-            delivered = await self._transport.reply(address, reply_to(delivery.message, "error", body))
-        if not delivered:
-            self._telemetry.stats.replies_to_nobody += 1
+            delivered = await self._say_too_large(delivery, error)
+        self._telemetry.stats.replies_to_nobody += not delivered
         return delivered
+
+    async def _say_too_large(self, delivery: Delivery, error: MessageTooLarge) -> bool:
+        text = f"the result does not fit into a reply: {error}"
+        body = encode_error("busline.too_large", text, {"size": error.size, "limit": error.limit})
+        return await self._transport.reply(delivery.message.reply_to or "", reply_to(delivery.message, "error", body))
 
     async def _bury(self, delivery: Delivery, envelope: Envelope, message: Message, fault: Fault) -> None:
         dead = self.plan.dead_letters
