@@ -46,7 +46,8 @@ def scenarios(scale: float) -> list[Scenario]:
         ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64)),
         ("sqlite", lambda url: calls_between_processes(url, n(20_000), 64, 4)),
         ("sqlite", lambda url: sends(url, n(3_000), 1)),
-        ("sqlite", lambda url: sends(url, n(20_000), 64)),
+        ("sqlite", lambda url: sends(url, n(40_000), 64)),
+        ("sqlite", lambda url: sends(url, n(40_000), 256)),
         *((f"store {each}", claims(each, n(2_000), width)) for each in stores() for width in (1, 64)),
     ]
 
