@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,6 @@ def test_what_happens_is_shown_by_way_of_the_store_where_sns_may_not_be_used(sho
     told = [json.loads(line) for line in events.lines]
     assert {each["queue"] for each in told if each["kind"] == "started"} == {"work"}
     assert "sent" not in {each["kind"] for each in told}, "who only sends does not look after questions"
-    with sqlite3.connect(shop.path / "store.db") as db:
+    with closing(sqlite3.connect(shop.path / "store.db")) as db:
         left = {topic for (topic,) in db.execute("SELECT topic FROM busline_job")}
     assert "busline.control.watched" not in left, "who leaves is not watched for"

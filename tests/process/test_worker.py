@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -137,8 +138,8 @@ def test_a_database_that_is_none_is_an_error_in_one_line(folder: Folder) -> None
     assert run.returncode in (Exit.CONFIGURATION, Exit.UNREACHABLE)
     assert run.stderr.startswith("error: ")
     assert run.stderr.count("\n") == 1
-    with pytest.raises(sqlite3.DatabaseError):
-        sqlite3.connect(folder.path / "bus.db").execute("select * from sqlite_schema")
+    with closing(sqlite3.connect(folder.path / "bus.db")) as db, pytest.raises(sqlite3.DatabaseError):
+        db.execute("select * from sqlite_schema")
 
 
 def test_a_traceback_is_shown_on_request(folder: Folder) -> None:
