@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from busline.message import Message
 from busline.wire import (
     VERSION,
     Envelope,
+    _read,
     decode_envelope,
     decode_error,
     encode_error,
@@ -287,3 +291,25 @@ def test_an_exception_that_cannot_say_what_it_is_still_has_a_text() -> None:
     assert text_of(ValueError("x\ud800")) == "x?"
     assert text_of(Unprintable()) == "(its text cannot be had: RuntimeError)"
     assert text_of(NotEvenText()) == "(its text cannot be had: TypeError)"
+
+
+ABSENT = object()
+ODD = (ABSENT, None, True, 0, 1, 1.5, "", "x", {}, [])
+
+
+def outcome(read: Callable[[], Envelope]) -> Envelope | str:
+    try:
+        return read()
+    except CodecError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("more", [{}, {"attempt": 2}, {"later": 1}])
+def test_a_first_attempt_that_is_read_in_one_go_is_what_reading_field_by_field_gives(more: dict[str, Any]) -> None:
+    """Whatever stands in the place of the fields that make a first attempt."""
+    for values in product(ODD, repeat=3):
+        said = dict(zip(("id", "sent", "deadline"), values, strict=True))
+        fields = {name: value for name, value in said.items() if value is not ABSENT} | more
+        message = request(json.dumps({"v": VERSION, **fields}))
+        found = outcome(partial(decode_envelope, message, NOW))
+        assert found == outcome(partial(_read, fields, NOW)), fields
