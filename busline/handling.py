@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from busline import claiming, outcome
-from busline.binding import InvalidPayload, refusal_of
+from busline.binding import refusal_of
 from busline.claims import Claims
 from busline.driving import ends_task
 from busline.errors import (
@@ -131,7 +131,8 @@ class Handling:
             payload = handler.binding.read(body)
         except Exception as error:
             refusal = refusal_of(error)
-            return self._unreadable(delivery, envelope, refusal, _REASONS[type(refusal)], now)
+            reason: outcome.Reason = "undecodable" if isinstance(refusal, CodecError) else "invalid"
+            return self._unreadable(delivery, envelope, refusal, reason, now)
         return Work(delivery, envelope, handler, consumer, payload, now, heard)
 
     def _unreadable(
@@ -360,6 +361,3 @@ def _with_claim(work: Work, effects: Effects) -> Effects:
     outbox = work.outbox
     outgoing, departures = (outbox.pack(), outbox.departures) if outbox is not None else (b"", ())
     return claiming.succeeded(effects, work.result, outgoing, departures)
-
-
-_REASONS: dict[type[Exception], outcome.Reason] = {InvalidPayload: "invalid", CodecError: "undecodable"}

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from busline import Bus, Context, Reject, RemoteError, Retry, Router
-from busline.errors import NoHandler
+from busline.errors import CodecError, NoHandler
 from busline.message import Delivery, Message, ToQueue
 from busline.transports.base import Inspectable
 from busline.wire import decode_envelope
@@ -149,6 +149,29 @@ async def test_a_payload_whose_validator_breaks_is_invalid(bus: Bus) -> None:
         await bus.send("touchy", {"kind": "x"})
         failure = await dead(bus)
         assert (failure["reason"], failure["message"]) == ("invalid", "KeyError: 'x'")
+
+
+class Illegible(CodecError):
+    """An application's own."""
+
+
+class Encrypted(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def _check(cls, text: str) -> str:
+        raise Illegible("no key opens it")
+
+
+async def test_a_payload_whose_validator_raises_a_codec_error_of_its_own_is_undecodable(bus: Bus) -> None:
+    @bus.handler("encrypted")
+    async def takes(payload: Encrypted) -> None: ...
+
+    async with alive(bus):
+        await bus.send("encrypted", {"text": "x"})
+        failure = await dead(bus)
+        assert (failure["reason"], failure["message"]) == ("undecodable", "no key opens it")
 
 
 async def test_a_plain_function_that_returns_a_coroutine_has_it_awaited(bus: Bus) -> None:
