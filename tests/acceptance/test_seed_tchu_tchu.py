@@ -74,7 +74,7 @@ async def test_the_same_call_answers_every_time_with_several_workers(pulse: Fold
         answers += await asyncio.gather(*(bus.call("rpc.test.ping", n, timeout=60) for n in range(100)))
         assert bus.calls_in_flight == 0
     assert [answer["iteration"] for answer in answers] == [*range(100), *range(100)]  # never None, never another's
-    assert len({answer["pid"] for answer in answers}) == 3
+    assert len({answer["pid"] for answer in answers}) > 1  # two may be quick enough to leave the third nothing
 
 
 async def test_no_worker_hoards_calls_behind_one_that_takes_long(pulse: Folder) -> None:
