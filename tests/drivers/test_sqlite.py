@@ -580,3 +580,30 @@ async def test_the_log_stays_small_however_busy_its_writers_are(path: Path) -> N
         await asyncio.gather(write(first), write(second))
         assert os.stat(path).st_size > 10_000_000
         assert os.stat(f"{path}-wal").st_size < 20_000_000
+
+
+async def test_a_log_that_cannot_be_moved_into_the_database_is_told_and_so_is_its_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits go on, so nothing else would tell of it before the disk is full."""
+
+    def fail(db: sqlite3.Connection) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    async def told(status: str) -> None:
+        async with asyncio.timeout(30):
+            while transport.health().status != status:
+                await transport.send(ToQueue(JOBS.name), job("x" * 100_000))
+
+    async with opened(path) as transport:
+        await transport.attach(JOBS)
+        with monkeypatch.context() as broken:
+            broken.setattr("busline.transports.sqlite.checkpoints._checkpoint", fail)
+            await told("degraded")
+        health = transport.health()
+        assert health.tolerable
+        assert "is not moved into the database and grows" in health.detail
+        assert "the disk reports an error" in health.detail
+        await told("healthy")

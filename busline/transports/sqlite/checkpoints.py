@@ -14,6 +14,9 @@ import threading
 import time
 from queue import SimpleQueue
 
+from busline.message import Health
+from busline.transports.sqlite.faults import as_transport_error, is_busy
+
 LIMIT = 1000
 """Pages in the log that are worth a checkpoint."""
 _PER_COMMIT = 3
@@ -29,6 +32,8 @@ class Checkpoints:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.trouble: Health | None = None
+        """The log is not moved, and grows. Nothing is lost and all goes on, until the disk is full."""
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._at_work = False
@@ -73,14 +78,21 @@ class Checkpoints:
             try:
                 if db is None:
                     db = sqlite3.connect(self._path, timeout=0, isolation_level=None)
-                    db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA synchronous = NORMAL")
                 _checkpoint(db)
-            except sqlite3.Error:
-                pass  # Nothing is lost: it stays in the log. A disk that fails is seen, and told, by the next commit.
+            except sqlite3.Error as error:
+                self._failed(error)
+            else:
+                self.trouble = None
             self._size = self._size_of_log()
             self._at_work = False
         if db is not None:
             db.close()
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        if self.trouble is None and not is_busy(error):  # whoever is busy moves it, or lets us do so later
+            detail = f"the log is not moved into the database and grows: {as_transport_error(error, self._path)}"
+            self.trouble = Health("degraded", time.time(), detail, tolerable=True)
 
 
 def _checkpoint(db: sqlite3.Connection) -> None:

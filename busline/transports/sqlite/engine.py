@@ -119,8 +119,8 @@ class Engine:
             self.schedule()
 
     def health(self) -> Health:
-        """Can the file be written?"""
-        return self._trouble or Health("healthy", self._since)
+        """Can the file be written, and its log be moved?"""
+        return self._trouble or self._checkpoints.trouble or Health("healthy", self._since)
 
     def report(self, error: Exception | None) -> None:
         """Something that reads the file beside the operations has failed, or works again."""
